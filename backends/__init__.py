@@ -1,0 +1,54 @@
+"""The backends, and the registry through which the doors find them.
+
+A backend says operator by operator what it can take (`supports`), compiles a Program to run here (`compile`), and
+writes it out to run elsewhere (`export`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import fx
+
+from vqc.errors import TargetError
+from vqc.executable import Executable
+from vqc.program import Program
+
+# A target's name before ":" -> (module, class); modules load on first use so that the core stays light.
+TARGETS: dict[str, tuple[str, str]] = {
+    "reference": ("vqc.backends.reference", "ReferenceBackend"),
+    "inductor": ("vqc.backends.inductor", "InductorBackend"),
+    "native": ("vqc.backends.c", "CBackend"),
+    "portable": ("vqc.backends.c", "CBackend"),
+}
+
+
+class Backend(ABC):
+    """One way to run a Program."""
+
+    name: ClassVar[str]
+
+    def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
+        """None when the backend has a kernel for this node on this target, else the reason it has none."""
+        raise TargetError(f"backend {self.name} does not say what it supports")
+
+    def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
+        """An Executable that runs on this machine."""
+        raise TargetError(f"backend {self.name} cannot run programs here", way_out="use vqc.export")
+
+    def export(self, program: Program, target: str, folder: Path, options: Mapping[str, Any]) -> Path:
+        """Write the program for another machine into `folder`; returns the folder."""
+        raise TargetError(f"backend {self.name} cannot export", way_out="use vqc.compile")
+
+
+def backend_for(target: str) -> Backend:
+    """The backend that serves a target; TargetError naming the known ones otherwise."""
+    key = target.split(":")[0]
+    if key not in TARGETS:
+        raise TargetError(f"there is no target called {target!r}", way_out="use one of " + ", ".join(sorted(TARGETS)))
+    module, cls = TARGETS[key]
+    return getattr(import_module(module), cls)()
