@@ -247,7 +247,7 @@ class Program:
         """Insert a call at the graph's insertion point, infer its shape and dtype, keep `like`'s source."""
         node = self.graph.call_function(target, args, kwargs or {})
         if name:
-            node.name = self.graph._graph_namespace.create_name(name, node)
+            node.name = self.graph._graph_namespace.create_name(name, None)
         if like is not None:
             node.meta.update({k: v for k, v in like.meta.items() if k in ("source", "module", "frames")})
         infer(self, node)

@@ -141,8 +141,14 @@ def _from_graph(manifest: Path, data: Path) -> RVM:
         encoder = "mobile_net_v3_encoder"
         _put(net.backbone.mean, take(f"{encoder}/Const").view(3, 1, 1))
         _put(net.backbone.std, take(f"{encoder}/truediv_recip").view(3, 1, 1).reciprocal())
+    # What is left over must be scalars of the graph's arithmetic and the refiner's constant box of thirds.
     forgotten = [
-        name for name, array in weights.items() if array.is_floating_point() and array.numel() > 1 and name not in used
+        name
+        for name, value in weights.items()
+        if name not in used
+        and value.is_floating_point()
+        and value.numel() > 1
+        and not (value == value.flatten()[0]).all()
     ]
     if forgotten:
         raise ArtifactError(

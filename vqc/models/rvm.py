@@ -191,11 +191,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.half = channels // 2
-        self.gru = ConvGRU(self.half)
+        self.width = channels // 2
+        self.gru = ConvGRU(self.width)
 
     def forward(self, x: Tensor, h: Tensor | None, frames: int | None) -> tuple[Tensor, Tensor]:
-        kept, seen = x.split(self.half, 1)
+        kept, seen = x.split(self.width, 1)
         seen, h = self.gru(seen, h, frames)
         return torch.cat((kept, seen), 1), h
 
@@ -211,15 +211,15 @@ class UpBlock(nn.Module):
 
     def __init__(self, cin: int, skip: int, cout: int):
         super().__init__()
-        self.half = cout // 2
+        self.width = cout // 2
         self.conv = _conv_bn(cin + skip + 3, cout, 3, nn.ReLU, eps=1e-5, momentum=0.1)
-        self.gru = ConvGRU(self.half)
+        self.gru = ConvGRU(self.width)
 
     def forward(
         self, x: Tensor, skip: Tensor, image: Tensor, h: Tensor | None, frames: int | None
     ) -> tuple[Tensor, Tensor]:
         x = self.conv(torch.cat((_double(x, image), skip, image), 1))
-        kept, seen = x.split(self.half, 1)
+        kept, seen = x.split(self.width, 1)
         seen, h = self.gru(seen, h, frames)
         return torch.cat((kept, seen), 1), h
 

@@ -1,0 +1,23 @@
+"""The `vqc::` operators. Importing this module registers them, and the `quantized_decomposed` ones they stand beside.
+
+Each has one exact meaning, written in its docstring and run by its eager implementation: integers are exact, every
+written float operation is rounded once to float32, ties go to even, nothing is contracted. Every backend must equal it.
+"""
+
+from __future__ import annotations
+
+import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers quantized_decomposed::*)
+
+from vqc.ops.conv import qconv2d, qconv2d_requantize, qconv_transpose2d, qconv_transpose2d_requantize
+from vqc.ops.exact import EXACT, exp, hardsigmoid, hardswish, is_exact, sigmoid, silu, tanh
+from vqc.ops.linear import qlinear, qlinear_requantize
+from vqc.ops.lut import lut
+from vqc.ops.ordered import conv2d, conv_transpose2d
+from vqc.ops.pool import avg_pool2d, mean_hw, pool_windows
+from vqc.ops.resample import bilinear_table, grid_sample, resize_bilinear
+
+__all__ = [
+    "EXACT", "avg_pool2d", "bilinear_table", "conv2d", "conv_transpose2d", "exp", "grid_sample", "hardsigmoid",
+    "hardswish", "is_exact", "lut", "mean_hw", "pool_windows", "qconv2d", "qconv2d_requantize", "qconv_transpose2d",
+    "qconv_transpose2d_requantize", "qlinear", "qlinear_requantize", "resize_bilinear", "sigmoid", "silu", "tanh",
+]  # fmt: skip

@@ -1,0 +1,89 @@
+"""observe: watch what flows into every convolution and linear layer while calibration clips run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import fx
+
+from vqc.calibration import Observed, as_clips, phase_of, rollout
+from vqc.errors import CalibrationError, PipelineError
+from vqc.frames import frame_layout, split_by_frame
+from vqc.known_ranges import known_ranges
+from vqc.pipeline import Exact, Numerics, Pass, PassContext, PassResult, register
+from vqc.program import Program
+
+aten = torch.ops.aten
+
+# The operators worth an integer kernel, with the index of their weight argument.
+QUANTIZABLE: dict[Any, int] = {
+    aten.conv1d.default: 1, aten.conv2d.default: 1, aten.conv3d.default: 1, aten.conv_transpose2d.input: 1,
+    aten.linear.default: 1,
+}  # fmt: skip
+
+
+def quantizable(program: Program) -> list[fx.Node]:
+    """Convolutions and linear layers in float32 whose weight is a constant."""
+    return [
+        n for n in program.calls
+        if n.target in QUANTIZABLE and program.constant(n.args[1]) is not None and n.meta["val"].dtype == torch.float32
+    ]  # fmt: skip
+
+
+@register
+@dataclass(frozen=True)
+class Observe(Pass):
+    """observe: put an observer on the input of every convolution and linear layer, and run the calibration clips.
+
+    Clips run in order, frame by frame, with the state carried from its reset value and reset again for each clip;
+    nothing of a clip stays in the program but ranges and histograms.
+
+    Preconditions: (1) the context holds calibration clips; (2) the program computes in float.
+    Valid before: any program. Valid after: the same graph; observed nodes carry `meta["observed"]`.
+
+    Options: `policy` - "tensor": one group a tensor; "frame": apart for every frame slot that the tensor holds;
+    "phase": apart by frames since reset (0, 1, 2-3, 4-7, 8-15, 16 and later).
+    """
+
+    name: ClassVar[str] = "observe"
+    numerics: ClassVar[Numerics] = Exact()
+    policy: Literal["tensor", "frame", "phase"] = "tensor"
+
+    def apply(self, program: Program, context: PassContext) -> PassResult:
+        if self.policy not in ("tensor", "frame", "phase"):
+            raise PipelineError(f"observe has no policy {self.policy!r}", way_out="use tensor, frame or phase")
+        result = PassResult(program)
+        clips = as_clips(context.calibration, program)
+        known = known_ranges(program)
+        watched: dict[fx.Node, Observed] = {}
+        for n in quantizable(program):
+            x = n.args[0]
+            assert isinstance(x, fx.Node)
+            if x in known:
+                result.decline(n, f"the range of its input {x} is known: [{known[x][0]:g}, {known[x][1]:g}]")
+            else:
+                watched.setdefault(x, Observed(self.policy))
+        layout = frame_layout(program) if self.policy == "frame" else {}
+
+        def visit(node: fx.Node, value: Any, t: int) -> None:
+            observed = watched.get(node)
+            if observed is None:
+                return
+            if not bool(torch.isfinite(value).all()):
+                raise CalibrationError(f"{node} holds NaN or infinity during calibration", where=f"step {t} since reset",
+                                       why="the network itself gives it on this clip",
+                                       way_out="look at the clip, or at the weights (vqc compare)")  # fmt: skip
+            if self.policy == "frame" and node.name in layout:
+                for slot, part in split_by_frame(value, layout[node.name]):
+                    observed.update(slot, part)
+            else:
+                observed.update(phase_of(t) if self.policy == "phase" else 0, value)
+
+        rollout(program, clips, visit, lambda done, total: context.report("observe", done, total))
+        for node, observed in watched.items():
+            node.meta["observed"] = observed
+            result.count("observer")
+        result.notes.append(f"{clips.frames} frames of {len(clips.clips)} clips, state carried, reset before each clip")
+        return result

@@ -1,0 +1,235 @@
+"""quantize: put quantize/dequantize pairs around the inputs and weights of convolutions and linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
+from torch import fx
+
+from vqc.calibration import Observed, find_range
+from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
+from vqc.passes.observe import quantizable
+from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
+from vqc.program import Program
+
+aten = torch.ops.aten
+qd = torch.ops.quantized_decomposed
+
+
+@dataclass(frozen=True)
+class ActivationQuant:
+    """How one tensor is quantized: float64 `scale` and int `zero` of one value or [C], levels 0..levels-1 in uint8.
+
+    `offset`: float64 [C], what dequantization adds to the true value because `zero` is rounded (pixel grids only).
+    """
+
+    scale: torch.Tensor
+    zero: torch.Tensor
+    levels: int
+    offset: torch.Tensor | None = None
+
+    @property
+    def per_channel(self) -> bool:
+        return self.scale.numel() > 1
+
+
+@register
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """quantize: x -> dequantize(quantize(x)) and w -> dequantize(w_int) at every convolution and linear layer.
+
+    Only what an integer kernel multiplies is quantized: sums, gates, warps and states stay float, so errors do not
+    pile up from frame to frame. A picture that is normalised per channel is quantized on its own 8-bit grid, without
+    loss. Weights: symmetric, per output channel. Activations: asymmetric uint8, per tensor or per channel; channel
+    scales go into the weights and cost nothing at run time.
+
+    Preconditions of a rewrite, each a reason when it fails: (1) the weight is a constant; (2) the layer is not kept by
+    `keep` or `tail`; (3) its input was observed, or has a known range; (4) the integer sum fits 31 bits.
+    Valid before: a float program with observers (`observe`). Valid after: quantized_decomposed operators in the graph.
+
+    Options: `weight_bits`, `activation_bits` 2..8; `method` of `vqc.calibration.ranges`; `granularity` "tensor",
+    "channel", or "auto": per channel where it costs nothing and loses nothing (depthwise convolutions); `tail` "float" keeps the layers that make the results directly; `keep`: names of nodes or modules
+    (shell patterns) kept float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other.
+    """
+
+    name: ClassVar[str] = "quantize"
+    numerics: ClassVar[Numerics] = Lossy(5.0)
+    weight_bits: int = 8
+    activation_bits: int = 8
+    method: str = "minmax"
+    granularity: Literal["auto", "tensor", "channel"] = "auto"
+    tail: Literal["float", "quantized"] = "float"
+    keep: tuple[str, ...] = ()
+    pixels: int = 256
+
+    def apply(self, program: Program, context: PassContext) -> PassResult:
+        result = PassResult(program)
+        known = known_ranges(program)
+        tail = tail_layers(program) if self.tail == "float" else set()
+        made: dict[tuple[fx.Node, bool], fx.Node] = {}
+        for n in quantizable(program):
+            x = n.args[0]
+            assert isinstance(x, fx.Node)
+            reason = self._kept(n, tail)
+            quant: ActivationQuant | None = None
+            if reason is None:
+                quant, reason = self._activation(program, n, x, known)
+            if reason is None and quant is not None:
+                reason = _overflow(program, n, quant, self.weight_bits)
+            if reason is not None or quant is None:
+                result.decline(n, reason or "its input has no range")
+                continue
+            key = (x, quant.per_channel)
+            if key not in made:
+                made[key] = _quantize_activation(program, n, x, quant)
+                result.count("activation")
+            weight, bias = _quantize_weight(program, n, quant, self.weight_bits)
+            n.args = (made[key], weight, bias, *n.args[3:])
+            result.count("weight")
+        for n in program.graph.nodes:
+            n.meta.pop("observed", None)
+        return result
+
+    def _by_channel(self, n: fx.Node) -> bool:
+        depthwise = len(n.args) > 6 and n.args[6] == n.meta["val"].shape[1] and n.args[6] != 1
+        return self.granularity == "channel" or (self.granularity == "auto" and depthwise)
+
+    def _kept(self, n: fx.Node, tail: set[fx.Node]) -> str | None:
+        for pattern in self.keep:
+            if fnmatchcase(n.name, pattern) or fnmatchcase(n.meta.get("module", ""), pattern):
+                return f"kept in float by {pattern!r}"
+        return "it makes a result directly (tail=float)" if n in tail else None
+
+    def _activation(self, program: Program, n: fx.Node, x: fx.Node,
+                    known: dict[fx.Node, Range]) -> tuple[ActivationQuant | None, str | None]:  # fmt: skip
+        levels = 2**self.activation_bits
+        conv2d = n.target is aten.conv2d.default
+        grid = pixel_grid(program, x, self.pixels) if self.pixels and conv2d and self.pixels <= levels else None
+        if grid is not None:
+            return _on_grid(grid, levels), None
+        observed: Observed | None = x.meta.get("observed")
+        if x in known:
+            return _from_range(*known[x], levels), None
+        if observed is None:
+            return None, "its input was not observed; run observe before quantize"
+        total = observed.total
+        if conv2d and self._by_channel(n) and total.low is not None and total.high is not None:
+            low, high = torch.from_numpy(total.low).clamp(max=0), torch.from_numpy(total.high).clamp(min=0)
+            scale = ((high - low) / (levels - 1)).clamp_min(1e-12)
+            zero = torch.round(-low / scale).clamp(0, levels - 1)
+            return ActivationQuant(scale, zero.to(torch.int64), levels), None
+        return _from_range(*find_range(total, self.method, self.activation_bits), levels), None
+
+
+def tail_layers(program: Program) -> set[fx.Node]:
+    """The layers from which a result (not a state) is reached without passing another layer."""
+    layers = set(quantizable(program))
+    found: set[fx.Node] = set()
+    todo = list(program.result_nodes[: len(program.outputs)])
+    seen: set[fx.Node] = set()
+    while todo:
+        n = todo.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n in layers:
+            found.add(n)
+        else:
+            todo.extend(n.all_input_nodes)
+    return found
+
+
+def _on_grid(grid: PixelGrid, levels: int) -> ActivationQuant:
+    zero = torch.round(grid.zero).clamp(-(2**15), 2**15)
+    return ActivationQuant(grid.scale, zero.to(torch.int64), levels, offset=(grid.zero - zero) * grid.scale)
+
+
+def _from_range(low: float, high: float, levels: int) -> ActivationQuant:
+    scale = max((high - low) / (levels - 1), 1e-12)
+    zero = min(max(round(-low / scale), 0), levels - 1)
+    return ActivationQuant(torch.tensor([scale], dtype=torch.float64), torch.tensor([zero]), levels)
+
+
+def _overflow(program: Program, n: fx.Node, quant: ActivationQuant, weight_bits: int) -> str | None:
+    weight = program.constant(n.args[1])
+    assert weight is not None
+    taps = weight[:, 0].numel() if n.target is aten.conv_transpose2d.input else weight[0].numel()
+    reach = max(int(quant.zero.max()), quant.levels - 1 - int(quant.zero.min()))
+    bound = taps * reach * (2 ** (weight_bits - 1) - 1)
+    return f"a sum of {taps} products may reach {bound}, more than 31 bits hold" if bound >= 2**31 else None
+
+
+def _quantize_activation(program: Program, n: fx.Node, x: fx.Node, quant: ActivationQuant) -> fx.Node:
+    users = [u for u in x.users if u.op == "call_function"]
+    first = min(users, key=_position(program))
+    top, dtype = quant.levels - 1, torch.uint8
+    with program.graph.inserting_before(first):
+        if quant.per_channel:
+            scale = program.add_constant(f"{x.name}_scale", quant.scale.float())
+            zero = program.add_constant(f"{x.name}_zero_point", quant.zero)
+            args: tuple[Any, ...] = (scale, zero, 1, 0, top, dtype)
+            q = program.call(qd.quantize_per_channel.default, (x, *args), like=n, name="quantize")
+            return program.call(qd.dequantize_per_channel.default, (q, *args), like=n, name="dequantize")
+        args = (float(quant.scale), int(quant.zero), 0, top, dtype)
+        q = program.call(qd.quantize_per_tensor.default, (x, *args), like=n, name="quantize")
+        return program.call(qd.dequantize_per_tensor.default, (q, *args), like=n, name="dequantize")
+
+
+def _position(program: Program) -> Any:
+    order = {n: i for i, n in enumerate(program.graph.nodes)}
+    return order.__getitem__
+
+
+def weight_axis(n: fx.Node) -> int:
+    """The output-channel axis of a layer's weight: 1 for transposed convolutions, else 0."""
+    return 1 if n.target is aten.conv_transpose2d.input else 0
+
+
+def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits: int) -> tuple[fx.Node, Any]:
+    """(weight, bias) arguments for layer `n`; channel scales of the activation are folded into the integers."""
+    weight = program.constant(n.args[1])
+    assert weight is not None
+    base = str(n.args[1].target)  # type: ignore[union-attr]
+    axis, top = weight_axis(n), 2 ** (bits - 1) - 1
+    folded = _fold(weight.double(), quant, n)
+    dims = [d for d in range(weight.ndim) if d != axis]
+    scale = (folded.abs().amax(dims) / top).clamp_min(1e-20)
+    shape = [-1 if d == axis else 1 for d in range(weight.ndim)]
+    scale32 = scale.float()
+    integers = torch.round(folded / scale32.double().view(shape)).clamp(-top, top).to(torch.int8)
+    bias = n.args[2] if len(n.args) > 2 else None
+    with program.graph.inserting_before(n):
+        q = program.add_constant(f"{base}_int{bits}", integers)
+        s = program.add_constant(f"{base}_scale", scale32)
+        z = program.add_constant(f"{base}_zero_point", torch.zeros(len(scale32), dtype=torch.int64))
+        w = program.call(qd.dequantize_per_channel.default, (q, s, z, axis, -top, top, torch.int8), like=n, name="weight")
+        if quant.per_channel:
+            unfold = program.add_constant(f"{base}_unfold", _channel_view(1 / quant.scale, n, weight).float())
+            w = program.call(aten.mul.Tensor, (w, unfold), like=n, name="weight")
+        if quant.offset is not None and bool((quant.offset != 0).any()):
+            # Dequantization shifts channel c by -offset; a constant shift of the input is a constant of the result.
+            real = integers.double() * scale32.double().view(shape) * _channel_view(1 / quant.scale, n, weight)
+            shift = -(real * _channel_view(quant.offset, n, weight)).sum(dims)
+            old = program.constant(bias)
+            bias = program.add_constant(f"{base}_bias", (shift + (0 if old is None else old.double())).float())
+    return w, bias
+
+
+def _channel_view(values: torch.Tensor, n: fx.Node, weight: torch.Tensor) -> torch.Tensor:
+    """Values per input channel of a conv2d, shaped to broadcast with its weight [O, C/groups, kh, kw]."""
+    groups = int(n.args[6]) if len(n.args) > 6 else 1  # type: ignore[call-overload, arg-type]
+    if groups == 1:
+        return values.view(1, -1, 1, 1)
+    per_group = values.view(groups, weight.shape[1])
+    return per_group.repeat_interleave(weight.shape[0] // groups, 0).view(weight.shape[0], weight.shape[1], 1, 1)
+
+
+def _fold(weight: torch.Tensor, quant: ActivationQuant, n: fx.Node) -> torch.Tensor:
+    return weight * _channel_view(quant.scale, n, weight) if quant.per_channel else weight
+
+
+

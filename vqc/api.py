@@ -1,0 +1,58 @@
+"""The three verbs after capture: apply a recipe, compile, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vqc.backends import backend_for
+from vqc.errors import CalibrationError
+from vqc.executable import Executable
+from vqc.pipeline import Callback, PassContext, Pipeline, parse
+from vqc.program import Program
+from vqc.recipes import RECIPES
+
+
+def pipeline_of(recipe: str | Pipeline) -> Pipeline:
+    """The pipeline of a recipe's name or of a pipeline's text; PipelineError when it is neither."""
+    if isinstance(recipe, Pipeline):
+        return recipe
+    return parse(RECIPES[recipe].pipeline if recipe in RECIPES else recipe)
+
+
+def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, seed: int = 0, debug: bool = False,
+          callback: Callback | None = None,
+          progress: Callable[[str, int, int], None] | None = None) -> Program:  # fmt: skip
+    """Run a recipe or a pipeline on a Program and return the new Program; the given one is not changed.
+
+    Parameters: `recipe` - a name of `vqc.recipes.RECIPES`, a pipeline's text ("fold-bn,observe,quantize"), or a
+    Pipeline. `calibration` - clips in any form `vqc.calibration.as_clips` takes. `debug` - check every pass's numeric
+    promise on a probe sequence. `callback(pass, before, after, seconds)` runs between passes.
+    Raises PipelineError, CalibrationError, SpecError, NumericsError.
+    """
+    pipeline = pipeline_of(recipe)
+    if calibration is None and any(p.name == "observe" for p in pipeline.passes):
+        raise CalibrationError(f"recipe {recipe!s:.60} needs calibration clips and none were given",
+                               way_out="pass calibration=vqc.video.read_clip(...), 32 to 256 typical frames")  # fmt: skip
+    if callback is not None:
+        pipeline = Pipeline(pipeline.passes, callback)
+    return pipeline.run(program, PassContext(calibration, seed, debug, progress=progress))
+
+
+def compile(program: Program, target: str = "native", **options: Any) -> Executable:  # noqa: A001 - the field's verb
+    """Make a Program ready to run here.
+
+    `target`: "native" (C for this machine's CPU), "portable" (plain C99), "inductor", "reference". What a backend
+    cannot take runs eagerly in PyTorch and is listed with the reason in `Executable.report`.
+    Raises TargetError, UnsupportedOp.
+    """
+    return backend_for(target).compile(program, target, options)
+
+
+def export(program: Program, folder: str | Path, target: str = "native", **options: Any) -> Path:
+    """Write a Program as sources for another machine into `folder` (whole or not at all); returns the folder.
+
+    Raises TargetError, UnsupportedOp, ArtifactError.
+    """
+    return backend_for(target).export(program, target, Path(folder), options)

@@ -1,0 +1,125 @@
+"""What an observer keeps of a tensor: ranges per tensor and per channel, and a histogram that merges exactly.
+
+The histogram's bins are the multiples of a power of two, so two histograms of different ranges share their edges:
+merging is exact, and the result does not depend on the order in which frames or processes are merged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+BINS = 2048
+SAMPLES = 1 << 16  # values of one frame that enter the histogram at most; ranges always look at every value
+
+
+@dataclass
+class Statistics:
+    """Statistics of one observed tensor over all frames seen.
+
+    `low`, `high`: float64 [C], smallest and largest value of each channel (axis 1; C = 1 for tensors of rank < 2).
+    `sum_low`, `sum_high`: sums over frames of the frame's extremes, for moving-average style ranges.
+    `counts`: int64, how many values fell in bin i, which covers [(first + i) * 2**exponent, (first + i + 1) * 2**exponent).
+    """
+
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    sum_low: float = 0.0
+    sum_high: float = 0.0
+    frames: int = 0
+    values: int = 0
+    exponent: int = -1074
+    first: int = 0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def update(self, x: torch.Tensor) -> None:
+        """Take in one frame's tensor (any shape; channel axis 1)."""
+        if x.numel() == 0:
+            return
+        x = x.detach()
+        flat = x.reshape(1, -1) if x.ndim < 2 else x.transpose(0, 1).reshape(x.shape[1], -1)
+        low, high = flat.amin(1).double().numpy(), flat.amax(1).double().numpy()
+        values = x.reshape(-1)[:: max(1, x.numel() // SAMPLES)].double().numpy()
+        self._merge_ranges(low, high)
+        self.sum_low += float(low.min())
+        self.sum_high += float(high.max())
+        self.frames += 1
+        self.values += values.size
+        self._add_counts(*_histogram(values))
+
+    def merge(self, other: Statistics) -> None:
+        """Take in what another observer saw; the order of merges does not matter."""
+        if other.frames == 0:
+            return
+        assert other.low is not None and other.high is not None
+        self._merge_ranges(other.low, other.high)
+        self.sum_low += other.sum_low
+        self.sum_high += other.sum_high
+        self.frames += other.frames
+        self.values += other.values
+        self._add_counts(other.exponent, other.first, other.counts)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest value seen."""
+        if self.low is None or self.high is None:
+            return 0.0, 0.0
+        return float(self.low.min()), float(self.high.max())
+
+    def bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bin centres (clipped to the range seen) and counts."""
+        width = 2.0**self.exponent
+        centres = (self.first + np.arange(len(self.counts)) + 0.5) * width
+        return np.clip(centres, *self.range), self.counts
+
+    def _merge_ranges(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.low = low if self.low is None else np.minimum(self.low, low)
+        self.high = high if self.high is None else np.maximum(self.high, high)
+
+    def _add_counts(self, exponent: int, first: int, counts: np.ndarray) -> None:
+        if len(self.counts) == 0:
+            self.exponent, self.first, self.counts = exponent, first, counts.copy()
+            return
+        e = max(self.exponent, exponent)
+        a, b = _coarsen(self.exponent, self.first, self.counts, e), _coarsen(exponent, first, counts, e)
+        while True:
+            lo, hi = min(a[0], b[0]), max(a[0] + len(a[1]), b[0] + len(b[1]))
+            if hi - lo <= BINS:
+                break
+            a, b, e = _coarsen(0, a[0], a[1], 1), _coarsen(0, b[0], b[1], 1), e + 1
+        merged = np.zeros(hi - lo, np.int64)
+        merged[a[0] - lo : a[0] - lo + len(a[1])] += a[1]
+        merged[b[0] - lo : b[0] - lo + len(b[1])] += b[1]
+        self.exponent, self.first, self.counts = e, lo, merged
+
+
+def _exponent_for(low: float, high: float) -> int:
+    """The finest power of two whose multiples cover [low, high] in at most BINS bins."""
+    span = max(high - low, abs(low) * 1e-6, abs(high) * 1e-6, 1e-30)
+    e = math.floor(math.log2(span / BINS)) - 1
+    while math.floor(high / 2.0**e) - math.floor(low / 2.0**e) + 1 > BINS:
+        e += 1
+    return e
+
+
+def _histogram(values: np.ndarray) -> tuple[int, int, np.ndarray]:
+    low, high = float(values.min()), float(values.max())
+    e = _exponent_for(low, high)
+    index = np.floor(values * 2.0**-e).astype(np.int64)
+    first = int(math.floor(low * 2.0**-e))
+    return e, first, np.bincount(index - first, minlength=int(index.max()) - first + 1).astype(np.int64)
+
+
+def _coarsen(exponent: int, first: int, counts: np.ndarray, to: int) -> tuple[int, np.ndarray]:
+    """The histogram with bins of width 2**to, as (first bin, counts)."""
+    shift = to - exponent
+    if shift == 0:
+        return first, counts
+    index = (first + np.arange(len(counts))) >> shift
+    new_first = int(index[0])
+    result = np.zeros(int(index[-1]) - new_first + 1, np.int64)
+    np.add.at(result, index - new_first, counts)
+    return new_first, result

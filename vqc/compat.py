@@ -1,0 +1,116 @@
+"""The only file that touches private names of torch.
+
+Everything here was tried on torch 2.11 to 2.13; `tests/door/test_compat.py` says at once which name went away.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+
+from vqc.errors import BackendError
+
+STATIC_MARK = "_dynamo_static_input_type"
+
+
+def is_static_input(value: Any) -> bool:
+    """Whether Dynamo passes this tensor from a module's own attributes (its address is stable) and not from the user.
+
+    A static address is no constant value: a recurrent buffer is static, too.
+    """
+    return getattr(value, STATIC_MARK, None) is not None
+
+
+def source_name(node: fx.Node) -> str:
+    """Where Dynamo found a graph input, as a Python expression: `L['self']._modules['conv']._parameters['weight']`.
+
+    "" when the graph does not come from Dynamo.
+    """
+    grapharg = node.meta.get("grapharg")
+    source = getattr(grapharg, "source", None) or getattr(node, "_dynamo_source", None)
+    if source is None:
+        return ""
+    name = source.name
+    return str(name() if callable(name) else name)  # a method up to 2.9, an attribute since
+
+
+def is_registered(node: fx.Node) -> bool:
+    """Whether a graph input is a registered parameter or buffer, and not a plain attribute that may be reassigned."""
+    return "._parameters[" in (name := source_name(node)) or "._buffers[" in name
+
+
+@contextmanager
+def outside_tracing() -> Iterator[None]:
+    """Hide Dynamo's tracing context, so that a compilation inside a backend call is like one outside.
+
+    Without this, a graph that differs from the traced one (weights bound) would be mixed up with its metadata.
+    """
+    from torch._guards import tracing
+
+    with tracing(None):
+        yield
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Leave the CPU and CUDA random generators as they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def prepares_freezing() -> bool:
+    """Whether Dynamo makes weights graph attributes without a guard (a second instance would run the first's)."""
+    import torch._dynamo.config as config
+
+    return bool(config.prepare_freezing)
+
+
+def inductor_mode(mode: str) -> dict[str, Any] | None:
+    """Inductor's settings of a `torch.compile` mode, None when it knows no such mode."""
+    from torch._inductor import list_mode_options
+
+    modes = list_mode_options()
+    return dict(modes[mode]) if mode in modes else None
+
+
+def unknown_inductor_settings(names: list[str]) -> list[str]:
+    """Those of `names` that are no setting of `torch._inductor.config`."""
+    from torch._inductor import config
+
+    known = config.get_config_copy()
+    return [n for n in names if n not in known]
+
+
+def frame_signature() -> tuple[inspect.Signature, str] | None:
+    """The signature of the Python function Dynamo is compiling right now, and the name of its module argument or "".
+
+    None when Dynamo is not compiling a function.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.symbolic_convert import tls as translator_state
+
+    if getattr(translator_state, "current_tx", None) is None:
+        return None
+    tx = InstructionTranslator.current_tx()
+    code, values = tx.f_code, tx.f_locals
+    function = types.FunctionType(code, {}, closure=tuple(types.CellType() for _ in code.co_freevars))
+    signature = inspect.signature(function)
+    first = next(iter(signature.parameters), "")
+    return signature, first if isinstance(values.get(first), torch.nn.Module) else ""
+
+
+def require_supported_torch() -> None:
+    """Raise BackendError on a torch this file was not tried on."""
+    major, minor = (int(x) for x in torch.__version__.split(".")[:2])
+    if not (2, 11) <= (major, minor) < (2, 14):
+        raise BackendError(
+            f"vqc does not know torch {torch.__version__}", why="the door reads private names of torch 2.11 to 2.13",
+            way_out="install a torch of that range",
+        )  # fmt: skip

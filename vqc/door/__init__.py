@@ -1,0 +1,1 @@
+"""The rooms behind `torch.compile(model, backend="vqc")`; `vqc.backend` is the door itself."""

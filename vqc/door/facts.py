@@ -1,0 +1,121 @@
+"""What a Dynamo graph does with its inputs: which it writes, which are constants, which it hands to sub-graphs.
+
+A parameter reaches the backend as an input. It may be bound as a constant only if the graph does not write it and no
+tensor the graph writes shares its memory. Found by running the graph once on fake tensors under a watcher of every
+operator, so that a write through a view, a list or an in-place method is seen like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqc import compat
+from vqc.program import op_text
+
+_TRAINING_FLAGS = ("training", "use_input_stats")  # batch norm writes its statistics without saying so in its schema
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Indices into a graph's inputs. `unknown` says why nothing is known, "" when everything is."""
+
+    written: frozenset[int] = frozenset()  # with every input that shares memory with a written one
+    aliased: bool = False  # two inputs share memory that is written
+    opaque: frozenset[int] = frozenset()  # handed to a higher-order operator, whose body was not watched
+    unknown: str = ""
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the storages that operators write, and those that higher-order operators are given."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: set[int] = set()
+        self.opaque: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            self.opaque |= set(_storages((args, kwargs)))
+            return func(*args, **kwargs)
+        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        for a in func._schema.arguments:
+            if a.alias_info is not None and a.alias_info.is_write and a.name in named:
+                self.written |= set(_storages(named[a.name]))
+        if any(named.get(flag) is True for flag in _TRAINING_FLAGS):
+            self.written |= set(_storages((named.get("running_mean"), named.get("running_var"))))
+        return func(*args, **kwargs)
+
+
+def _storages(values: Any) -> Iterator[int]:
+    for x in pytree.tree_leaves(values):
+        if isinstance(x, torch.Tensor):
+            yield x.untyped_storage()._cdata
+
+
+def plain(value: Any) -> bool:
+    """Whether a value is an ordinary dense tensor with memory of its own to look at."""
+    return (
+        isinstance(value, torch.Tensor)
+        and type(value) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+        and value.layout is torch.strided
+        and not isinstance(value, FakeTensor)
+        and value.device.type != "meta"
+    )
+
+
+def study(gm: fx.GraphModule, inputs: Sequence[Any]) -> Facts:
+    """Run the graph once on fake copies of `inputs` (real tensors and numbers) and say what it does with them."""
+    strange = [x for x in inputs if isinstance(x, torch.Tensor) and not plain(x)]
+    if strange:
+        return Facts(unknown=f"an input is a {type(strange[0]).__name__} on {strange[0].device} ({strange[0].layout})")
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+    watch = _Watch()
+    try:
+        with compat.outside_tracing(), torch.set_grad_enabled(torch.is_grad_enabled()), mode, watch:
+            gm(*fakes)
+    except (DynamicOutputShapeException, DataDependentOutputException) as e:
+        return Facts(unknown=f"{op_text(e.func)} reads the data")
+    storage = {i: x.untyped_storage()._cdata for i, x in enumerate(fakes) if isinstance(x, torch.Tensor)}
+    written = {i for i, s in storage.items() if s in watch.written}
+    aliased = len({storage[i] for i in written}) < len(written)
+    return Facts(frozenset(written), aliased, frozenset(i for i, s in storage.items() if s in watch.opaque))
+
+
+def is_constant(node: fx.Node, value: Any) -> bool:
+    """Whether a graph input holds a weight: a registered parameter or buffer whose changes can be noticed.
+
+    A plain attribute is none: `self.hidden = new` makes it a state. A tensor made under inference_mode counts no
+    versions, so an in-place change of it could not be noticed.
+    """
+    return compat.is_static_input(value) and compat.is_registered(node) and plain(value) and not value.is_inference()
+
+
+def differentiates(inputs: Sequence[Any]) -> bool:
+    """Whether a call with these inputs records gradients."""
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
+
+
+def calls_modules(gm: fx.GraphModule) -> bool:
+    return any(n.op == "call_module" for n in gm.graph.nodes)
+
+
+def has_subgraphs(gm: fx.GraphModule) -> bool:
+    """Whether the graph has higher-order operators (scan, cond, checkpoint ...)."""
+    return any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in gm.graph.nodes)
