@@ -108,7 +108,7 @@ class Site:
     node: fx.Node
 
     def __call__(self, target: Any, *args: Any) -> fx.Node:
-        return self.program.call(target, args, like=self.node, name=self.node.name)
+        return self.program.call(target, args, like=self.node)
 
     def get(self, name: str) -> Any:
         """An argument of the call by its schema name."""
@@ -157,9 +157,12 @@ def _need(ok: bool, reason: str) -> None:
 
 # ---- twins -----------------------------------------------------------------------------------------------------------
 
-for _name in ("exp", "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu"):
-    _twin = getattr(vqc_ops, _name).default
-    REWRITES[getattr(aten, _name).default] = lambda s, twin=_twin: s(twin, s.node.args[0])
+_SAME_NAME = ("exp", "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu")
+
+
+@rewrites(*(getattr(aten, name).default for name in _SAME_NAME))
+def _same_name(s: Site) -> fx.Node:
+    return s(getattr(vqc_ops, s.node.target._opname).default, s.node.args[0])  # type: ignore[union-attr]
 
 
 @rewrites(aten.mean.dim)

@@ -222,7 +222,7 @@ def _requantize(program: Program, q: fx.Node) -> bool:
         args = (*args, activation, inverse, zero)
         new = program.call(_FUSED[layer.target], args, like=layer, name=f"{layer.name}_requantize")
     _replace(program, q, new)
-    for dead in (x, layer):
+    for dead in dict.fromkeys((x, layer)):
         if not dead.users:
             program.graph.erase_node(dead)
     return True
@@ -298,5 +298,3 @@ def _merge(program: Program, q: fx.Node) -> bool:
     for u in same:
         _replace(program, u, q)
     return True
-
-

@@ -206,7 +206,9 @@ def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits:
         q = program.add_constant(f"{base}_int{bits}", integers)
         s = program.add_constant(f"{base}_scale", scale32)
         z = program.add_constant(f"{base}_zero_point", torch.zeros(len(scale32), dtype=torch.int64))
-        w = program.call(qd.dequantize_per_channel.default, (q, s, z, axis, -top, top, torch.int8), like=n, name="weight")
+        w = program.call(
+            qd.dequantize_per_channel.default, (q, s, z, axis, -top, top, torch.int8), like=n, name="weight"
+        )
         if quant.per_channel:
             unfold = program.add_constant(f"{base}_unfold", _channel_view(1 / quant.scale, n, weight).float())
             w = program.call(aten.mul.Tensor, (w, unfold), like=n, name="weight")
@@ -230,6 +232,3 @@ def _channel_view(values: torch.Tensor, n: fx.Node, weight: torch.Tensor) -> tor
 
 def _fold(weight: torch.Tensor, quant: ActivationQuant, n: fx.Node) -> torch.Tensor:
     return weight * _channel_view(quant.scale, n, weight) if quant.per_channel else weight
-
-
-

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from vqc import spec
-from vqc.program import Input, Program, State, evaluate, infer, meta_of
+from vqc.program import Input, Program, State, evaluate, infer, meta_of, short_name
 
 aten = torch.ops.aten
 
@@ -54,7 +54,7 @@ class Hand:
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if not isinstance(target, torch._ops.OpOverload) and target is not operator.getitem:
             target = target.default
-        node = self.program.graph.call_function(target, args, kwargs)
+        node = self.program.graph.create_node("call_function", target, args, kwargs, short_name(target))
         infer(self.program, node)
         return node
 

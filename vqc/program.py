@@ -138,6 +138,13 @@ def op_text(target: Any) -> str:
     return getattr(target, "__name__", str(target))
 
 
+def short_name(target: Any) -> str:
+    """`conv2d` for `aten.conv2d.default`: what a node of this operator is called, before it is numbered."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.name().split("::")[1].split(".")[0].lstrip("_")
+    return getattr(target, "__name__", "call")
+
+
 class Program:
     """One step of a video network: graph, constants, inputs, states, results, assumptions and history.
 
@@ -245,9 +252,7 @@ class Program:
     def call(self, target: Any, args: tuple, kwargs: dict | None = None, *, like: fx.Node | None = None,
              name: str | None = None) -> fx.Node:  # fmt: skip
         """Insert a call at the graph's insertion point, infer its shape and dtype, keep `like`'s source."""
-        node = self.graph.call_function(target, args, kwargs or {})
-        if name:
-            node.name = self.graph._graph_namespace.create_name(name, None)
+        node = self.graph.create_node("call_function", target, args, kwargs or {}, name or short_name(target))
         if like is not None:
             node.meta.update({k: v for k, v in like.meta.items() if k in ("source", "module", "frames")})
         infer(self, node)

@@ -20,7 +20,7 @@ def min_max(s: Statistics, bits: int) -> tuple[float, float]:
 
 def moving_average(s: Statistics, bits: int) -> tuple[float, float]:
     """The mean over frames of every frame's smallest and largest value (order-free form of a moving average)."""
-    return (s.sum_low / s.frames, s.sum_high / s.frames) if s.frames else (0.0, 0.0)
+    return (float(s.sum_low / s.frames), float(s.sum_high / s.frames)) if s.frames else (0.0, 0.0)
 
 
 def percentile(s: Statistics, bits: int, p: float = 0.9999) -> tuple[float, float]:

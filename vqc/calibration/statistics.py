@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -21,14 +22,14 @@ class Statistics:
     """Statistics of one observed tensor over all frames seen.
 
     `low`, `high`: float64 [C], smallest and largest value of each channel (axis 1; C = 1 for tensors of rank < 2).
-    `sum_low`, `sum_high`: sums over frames of the frame's extremes, for moving-average style ranges.
+    `sum_low`, `sum_high`: exact sums over frames of the frame's extremes (exact, so that no order of merges matters).
     `counts`: int64, how many values fell in bin i, which covers [(first + i) * 2**exponent, (first + i + 1) * 2**exponent).
     """
 
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    sum_low: float = 0.0
-    sum_high: float = 0.0
+    sum_low: Fraction = Fraction(0)
+    sum_high: Fraction = Fraction(0)
     frames: int = 0
     values: int = 0
     exponent: int = -1074
@@ -44,8 +45,8 @@ class Statistics:
         low, high = flat.amin(1).double().numpy(), flat.amax(1).double().numpy()
         values = x.reshape(-1)[:: max(1, x.numel() // SAMPLES)].double().numpy()
         self._merge_ranges(low, high)
-        self.sum_low += float(low.min())
-        self.sum_high += float(high.max())
+        self.sum_low += Fraction(float(low.min()))
+        self.sum_high += Fraction(float(high.max()))
         self.frames += 1
         self.values += values.size
         self._add_counts(*_histogram(values))

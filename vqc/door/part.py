@@ -15,14 +15,14 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from vqc.door import facts as study
-from vqc.door.binding import Binding, Run
+from vqc.door.binding import Binding, Run, picker
+from vqc.door.facts import Facts, is_constant, study
 from vqc.door.report import PartReport
 from vqc.door.rewrite import bind, held_tensors, placeholders
 
@@ -49,19 +49,23 @@ class Part:
     """The callable the door gives to Dynamo for one graph."""
 
     def __init__(self, gm: fx.GraphModule, example: Sequence[Any], engine: Engine, report: PartReport):
-        self.gm, self.engine, self.report = gm, engine, report
         nodes = placeholders(gm)
+        self.gm = bind(gm, {})[0]  # clean: Dynamo's own keeps fake tensors and may change
+        self.engine, self.report = engine, report
+        self.names = [n.name for n in nodes]
         self.numbers = [i for i, x in enumerate(example) if not isinstance(x, torch.Tensor)]
-        self.dynamic = bool(self.numbers)
-        self.weights = {i for i, x in enumerate(example) if study.is_constant(nodes[i], x)}
+        self.weights = {i for i, x in enumerate(example) if is_constant(nodes[i], x)}
         self.parameters = {i for i in self.weights if isinstance(example[i], torch.nn.Parameter)}
         self.free = [i for i in range(len(example)) if i not in self.weights]
+        self.held = held_tensors(gm)
         self.bindings: list[Binding] = []
-        self.anything: dict[Any, Run] = {}  # code with weights as inputs, by sizes
+        self.current: Binding | None = None
+        self.anything: Run | None = None  # code that takes weights as inputs
+        self.closed = False  # no more code for certain weights
         self.sizes: list[Any] = []
         self.changes = 0
         self.lock = threading.RLock()
-        self.current: Binding | None = None
+        report.calls = sum(n.op in ("call_function", "call_method", "call_module") for n in gm.graph.nodes)
 
     # ---- a call ------------------------------------------------------------------------------------------------------
 
@@ -69,62 +73,126 @@ class Part:
         current = self.current
         if current is not None and self._fits(current, args):
             return current.run(*args)
-        return self._find(args)(*args)
+        return self.prepare(args)(*args)
 
     def _fits(self, binding: Binding, args: Sequence[Any]) -> bool:
         return (binding.shapes is None or binding.shapes == self._shapes(args)) and binding.matches(args)
 
     def _shapes(self, args: Sequence[Any]) -> Any:
-        if not self.dynamic:
+        """The sizes and numbers of a call, None when Dynamo guards them all."""
+        if not self.numbers:
             return None
         return tuple(a.shape if isinstance(a, torch.Tensor) else a for a in (args[i] for i in self.free))
 
-    def _find(self, args: Sequence[Any]) -> Run:
+    def prepare(self, args: Sequence[Any]) -> Run:
+        """The code for these arguments, compiled if there is none yet."""
         with self.lock:
             self.bindings = [b for b in self.bindings if b.alive]
             for b in self.bindings:
                 if self._fits(b, args):
                     self.current = b
                     return b.run
-            return self._decide(args)
+            shapes = self._shapes(args)
+            if self.anything is not None and (self.closed or shapes not in self.sizes):
+                return self.anything
+            if shapes not in self.sizes:
+                if len(self.sizes) >= self.engine.sizes:
+                    return self._weights_as_inputs(args, f"more than {self.engine.sizes} sizes run through this graph")
+                self.sizes.append(shapes)
+            elif self.bindings and (why := self._learn(args)):
+                self.closed = True
+                return self._weights_as_inputs(args, why)
+            return self._specialise(args, shapes)
+
+    def refresh(self) -> None:
+        """Forget all code made for certain weights; the next call compiles anew."""
+        with self.lock:
+            for b in self.bindings:
+                b.kill()
+            self.bindings, self.current = [], None
 
     # ---- a miss ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, args: Sequence[Any]) -> Run:
-        shapes = self._shapes(args)
-        if shapes not in self.sizes:
-            if len(self.sizes) >= self.engine.sizes:
-                return self._weights_as_inputs(args, f"more than {self.engine.sizes} sizes")
-            self.sizes.append(shapes)
-        same_size = [b for b in self.bindings if b.shapes == shapes]
-        if same_size:
-            why = self._what_changed(same_size[-1], args)
-            if why:
-                return self._weights_as_inputs(args, why)
-        return self._specialise(args, shapes)
-
-    def _what_changed(self, last: Binding, args: Sequence[Any]) -> str:
-        """Learn from a miss; a reason when this part must stop binding weights, "" when it may go on."""
-        replaced, written = last.changed(args)
-        moved = set(replaced) | set(written)
-        if moved and not moved & self.parameters and self.parameters:
+    def _learn(self, args: Sequence[Any]) -> str:
+        """What the miss says about the weights; a reason when no more code may be made for certain ones, else ""."""
+        replaced, written = (self.current or self.bindings[-1]).changed(args)
+        moved = {*replaced, *written}
+        if moved and not moved & self.parameters:
             self.weights -= moved
             self.free = sorted({*self.free, *moved})
-            self.bindings, self.current = [], None
-            names = ", ".join(placeholders(self.gm)[i].name for i in sorted(moved))
-            self.report.note(f"changes from call to call, so it is a state and no constant: {names}")
+            self.refresh()
+            self.report.note("a buffer that changes between calls is no constant: "
+                             + ", ".join(self.names[i] for i in sorted(moved)))  # fmt: skip
             return ""
-        stale = [b for b in self.bindings if set(last.changed(args)[0]) != set(b.indices) and self._same_model(b, args)]
-        if stale:
-            self.changes += 1
-            for b in stale:
+        differences = [(b, *b.changed(args)) for b in self.bindings]
+        for b, _, changed in differences:
+            if changed:
                 b.kill()
-            self.bindings = [b for b in self.bindings if b.alive]
-            if self.changes > CHANGES:
-                return f"its weights changed more than {CHANGES} times"
+        if any(changed or len(other) < len(b.indices) for b, other, changed in differences):
+            self.changes += 1
             self.report.note(f"weights changed, compiled again ({self.changes} of {CHANGES})")
-        elif len(self.bindings) >= INSTANCES:
+            return f"its weights changed more than {CHANGES} times" if self.changes > CHANGES else ""
+        if len(self.bindings) >= INSTANCES:
             return f"more than {INSTANCES} instances run through this graph"
-        else:
-            self.report.note("weights of another instance: compiled for them, too")
+        self.report.note("weights of another instance: compiled for them, too")
         return ""
+
+    def _specialise(self, args: Sequence[Any], shapes: Any) -> Run:
+        facts = study(self.gm, args)
+        if facts.unknown:
+            self.closed = True
+            return self._weights_as_inputs(args, facts.unknown)
+        if facts.aliased:
+            self.report.note("two inputs share memory that the graph writes: such a call runs eagerly")
+            return self.gm
+        constants = sorted(self.weights - facts.written - facts.opaque)
+        fixed = {i: args[i] for i in (*constants, *self.numbers)}
+        start = time.perf_counter()
+        gm, left = bind(self.gm, fixed)
+        code = self.engine.bound(gm, [args[i] for i in left], [left.index(i) for i in sorted(facts.written)], self.report)
+        pick = picker(left)
+        binding = Binding(lambda *a: code(*pick(a)), constants, args, self.held, shapes)
+        if facts.written:
+            binding.run = self._watching(binding.run, facts, left, binding.storage_pointers)
+        self.bindings.append(binding)
+        self.current = binding
+        self.report.constants, self.report.states = len(constants), len(facts.written)
+        self._done(start)
+        return binding.run
+
+    def _weights_as_inputs(self, args: Sequence[Any], why: str) -> Run:
+        if self.anything is None:
+            start = time.perf_counter()
+            dynamic = bool(self.numbers)
+            code = self.engine.generic(bind(self.gm, {})[0], list(args), dynamic, why, self.report)
+            facts = study(self.gm, args)
+            free = list(range(len(args)))
+            self.anything = self._watching(code, facts, free, frozenset()) if facts.written else code
+            scope = "for further sizes" if dynamic and not self.closed else "from now on"
+            self.report.note(f"weights are inputs of the code {scope}: {why}")
+            self._done(start)
+        return self.anything
+
+    def _watching(self, run: Run, facts: Facts, free: list[int], bound: frozenset[int]) -> Run:
+        """`run` for calls in which no written input shares its memory with another one, as it was when compiled."""
+        written = sorted(facts.written)
+        others = [i for i in free if i not in facts.written]
+
+        def checked(*args: Any) -> Any:
+            mine = [_memory(args[i]) for i in written]
+            if len(set(mine)) == len(mine) and bound.isdisjoint(mine):
+                if set(mine).isdisjoint([_memory(args[i]) for i in others]):
+                    return run(*args)
+            self.report.note("two inputs share memory that the graph writes: such a call runs eagerly")
+            return self.gm(*args)
+
+        return checked
+
+    def _done(self, start: float) -> None:
+        self.report.compilations += 1
+        self.report.seconds += time.perf_counter() - start
+        self.report.publish()
+
+
+def _memory(value: Any) -> int:
+    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) and value.numel() else id(value)

@@ -53,9 +53,8 @@ enum vqc_pw_code {
     VQC_PW_COS = 35,
     VQC_PW_ERF = 36,
     VQC_PW_NOT = 37,   /* * a == 0 */
-    VQC_PW_WRAP8 = 38, /* truncated, then its low 8 bits: 0 .. 255 */
-    VQC_PW_MOD = 39,   /* a - floor(a / b) * b, sign of b */
-    VQC_PW_ATAN2 = 40
+    VQC_PW_MOD = 38,   /* a - floor(a / b) * b, sign of b */
+    VQC_PW_ATAN2 = 39
 };
 
 typedef struct vqc_pw_op {

@@ -162,7 +162,6 @@ static void pw_block(const vqc_pw_params *p, unsigned char **at, ptrdiff_t n) {
             UNARY(VQC_PW_RINT, rintf(a[k]))
             UNARY(VQC_PW_SIGN, (float)((a[k] > 0.0f) - (a[k] < 0.0f)))
             UNARY(VQC_PW_NOT, (a[k] == 0.0f ? 1.0f : 0.0f))
-            UNARY(VQC_PW_WRAP8, (float)((int32_t)held(a[k], -2147483648.0f, 2147483520.0f) & 255))
             UNARY(VQC_PW_EXP, vqc_exp_wide(a[k]))
             UNARY(VQC_PW_EXP_EXACT, vqc_exp(a[k]))
             UNARY(VQC_PW_SIGMOID, vqc_sigmoid(a[k]))

@@ -1,0 +1,55 @@
+# Everything a machine with Python 3.11 to 3.13 and make needs: `make demo`, `make test`.
+# The set-up (a virtual environment with pinned packages) happens once and is redone when the pins change.
+
+# The first interpreter that is in range; PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
+VENV ?= .venv
+# More arguments for the installation of torch alone, such as an index of CPU builds: TORCH_ARGS="--index-url ...".
+TORCH_ARGS ?=
+PYTEST_ARGS ?= -n 2
+DEMO_ARGS ?=
+
+PINS := requirements/constraints.txt
+TORCH := $(shell grep '^torch==' $(PINS))
+SETUPTOOLS := $(shell grep '^setuptools==' $(PINS))
+STAMP := $(VENV)/.vqc-installed
+RUN := $(VENV)/bin/python -m
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make demo   - matting of a real clip, float and 8 bits side by side, into out/demo/"
+	@echo "make test   - lint, types and tests"
+	@echo "make lint   - lint and types alone"
+	@echo "make bench  - the figures of the README, measured on this machine"
+	@echo "make clean  - remove what was built here, the virtual environment included"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml $(PINS)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 was found; give one: make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install $(TORCH_ARGS) -c $(PINS) $(TORCH)
+	$(RUN) pip install -c $(PINS) $(SETUPTOOLS)
+	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(RUN) vqc.cli demo $(DEMO_ARGS)
+
+lint: $(STAMP)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+test: lint
+	$(RUN) pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	$(RUN) benchmarks.fidelity_speed
+	$(RUN) benchmarks.tables
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,120 @@
+"""quantize: what gets integers, what is kept and why, and that pictures lose nothing."""
+
+import pytest
+import torch
+from handmade import Hand, aten, reasons, run
+
+from vqc.known_ranges import known_ranges, pixel_grid
+from vqc.passes.observe import Observe
+from vqc.passes.quantize import Quantize, tail_layers
+from vqc.pipeline import PassContext, parse
+from vqc.program import replace
+
+
+def normalised(mid_groups: int = 1, cin: int = 3):
+    """A picture, normalised per channel, through conv - relu - conv - conv."""
+    h = Hand()
+    x = h.input("x", 1, cin, 8, 8)
+    mean, std = h.const("mean", torch.rand(1, cin, 1, 1)), h.const("std", torch.rand(1, cin, 1, 1) + 0.2)
+    n = h(aten.div.Tensor, h(aten.sub.Tensor, x, mean), std)
+    a = h(aten.conv2d, n, h.const("w0", h.rand(4, cin, 3, 3)), h.const("b0", h.rand(4)), [1, 1], [1, 1])
+    w1 = h.const("w1", h.rand(4, 4 // mid_groups, 3, 3))
+    b = h(aten.conv2d, h(aten.relu, a), w1, None, [1, 1], [1, 1], [1, 1], mid_groups)
+    program = h.done(h(aten.conv2d, b, h.const("w2", h.rand(1, 4, 1, 1)), None))
+    program.inputs = (replace(program.inputs[0], known_range=(0.0, 1.0)),)
+    return program
+
+
+def clip(program, n=4, levels=255):
+    g = torch.Generator().manual_seed(1)
+    shape = program.inputs[0].shape
+    return [torch.randint(0, levels + 1, shape, generator=g).float() / levels for _ in range(n)]
+
+
+def quantized(program, **options):
+    frames = clip(program)
+    return Quantize(**options)(Observe()(program, PassContext(calibration=frames))), frames
+
+
+def sqnr(a, b):
+    return float(10 * torch.log10(a.square().sum() / (a - b).square().sum()))
+
+
+def test_counts_reasons_and_closeness():
+    before = normalised()
+    after, frames = quantized(before)
+    assert after.history[-1].rewrites == {"activation": 2, "weight": 2}
+    assert reasons(after) == {"conv2d_2": "it makes a result directly (tail=float)"}
+    assert tail_layers(before) == {before.node("conv2d_2")}
+    assert sqnr(run(before, [frames[0]])[0], run(after, [frames[0]])[0]) > 33
+
+
+def test_eight_bit_pictures_lose_nothing():
+    """With 8-bit weights that are exact, the first layer's result on an 8-bit picture is exact but for its border."""
+    before = normalised()
+    before.constants["w0"] = torch.randint(-127, 128, before.constants["w0"].shape).float() / 64
+    before.constants["w0"][:, 0, 0, 0] = 127 / 64
+    before.constants["std"] = torch.full_like(before.constants["std"], 0.5)
+    after, frames = quantized(before)
+    grid = pixel_grid(before, before.node("div"))
+    assert grid is not None and (grid.zero != grid.zero.round()).any()
+    want = run(before.with_outputs(["conv2d"]), [frames[0]])[-1]
+    got = run(after.with_outputs(["conv2d"]), [frames[0]])[-1]
+    inside = (want - got)[..., 1:-1, 1:-1].abs().max()
+    assert inside < 2e-5 * want.abs().max()
+    ablated = run(quantized(before, pixels=0)[0].with_outputs(["conv2d"]), [frames[0]])[-1]
+    assert (want - ablated)[..., 1:-1, 1:-1].abs().max() > 20 * inside
+
+
+def test_depthwise_gets_channel_scales():
+    after, _ = quantized(normalised(mid_groups=4))
+    kinds = [str(n.target).split(".")[1] for n in after.calls if ".quantize_per" in str(n.target)]
+    assert kinds == ["quantize_per_channel", "quantize_per_channel"]
+    again, _ = quantized(normalised(mid_groups=4), granularity="tensor", pixels=0)
+    assert all("per_channel" not in str(n.target) for n in again.calls if ".quantize_per" in str(n.target))
+
+
+@pytest.mark.parametrize("options", [{"granularity": "channel"}, {"tail": "quantized"}, {"method": "mse"},
+                                     {"method": "percentile"}, {"weight_bits": 6, "activation_bits": 6}])  # fmt: skip
+def test_options_stay_close(options):
+    before = normalised()
+    after, frames = quantized(before, **options)
+    assert sqnr(run(before, [frames[1]])[0], run(after, [frames[1]])[0]) > 18
+
+
+def test_keep_and_missing_observers():
+    before = normalised()
+    assert reasons(quantized(before, keep=("conv2d_1",))[0])["conv2d_1"] == "kept in float by 'conv2d_1'"
+    assert reasons(Quantize()(before))["conv2d_1"] == "its input was not observed; run observe before quantize"
+    kept = parse("quantize{keep=[conv2d_1,stem.*]}").passes[0]
+    assert kept.keep == ("conv2d_1", "stem.*") and str(kept) == "quantize{keep=[conv2d_1,stem.*]}"
+
+
+def test_sums_that_do_not_fit_are_declined():
+    h = Hand()
+    x = h.input("x", 1, 70000)
+    y = h(aten.linear, h(aten.sigmoid, x), h.const("w", torch.ones(1, 70000)), None)
+    program = Quantize(tail="quantized")(h.done(y))
+    assert "more than 31 bits hold" in reasons(program)["linear"]
+
+
+def test_transposed_conv_scales_its_output_channels():
+    h = Hand()
+    x = h.input("x", 1, 4, 5, 5)
+    w = h.rand(4, 3, 4, 4) * torch.tensor([1.0, 100.0, 0.01]).view(1, 3, 1, 1)
+    before = h.done(h(aten.conv_transpose2d.input, x, h.const("w", w), None, [2, 2], [1, 1]))
+    frames = [torch.rand(1, 4, 5, 5) for _ in range(3)]
+    after = Quantize(tail="quantized")(Observe()(before, PassContext(calibration=frames)))
+    a, b = run(before, [frames[0]])[0], run(after, [frames[0]])[0]
+    assert min(sqnr(a[:, c], b[:, c]) for c in range(3)) > 33  # one scale for all would lose channel 2
+
+
+def test_known_ranges():
+    h = Hand()
+    x, s = h.input("x", 1, 2, 4, 4), h.state("h", torch.zeros(1, 2, 4, 4))
+    z = h(aten.sigmoid, x)
+    both = h(aten.cat, [z, h(aten.tanh, x)], 1)
+    program = h.done(h(aten.mul.Tensor, z, z), both, h(aten.relu, x), states=[h(aten.add.Tensor, s, x)])
+    program.states = (replace(program.states[0], known_range=(-1.0, 1.0)),)
+    found = {n.name: r for n, r in known_ranges(program).items()}
+    assert found == {"h": (-1, 1), "sigmoid": (0, 1), "tanh": (-1, 1), "cat": (-1, 1), "mul": (0, 1), "add": (-1, 1)}

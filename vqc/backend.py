@@ -1,0 +1,106 @@
+"""The door `torch.compile(model, backend="vqc", options={...})`.
+
+    fast = torch.compile(model, backend="vqc")
+    fast = torch.compile(model, backend="vqc", options={"recipe": "int8", "calibration": clips, "target": "native"})
+
+Found by name through an entry point: no import of vqc is needed. What became of each graph is in `reports()` and in
+the log "vqc" (level INFO).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from vqc import compat
+from vqc.door import report as _report
+from vqc.door.engines import InductorEngine, ProgramEngine, leave_to_inductor
+from vqc.door.facts import calls_modules, differentiates, has_subgraphs, study
+from vqc.door.options import DoorOptions, parse
+from vqc.door.part import Engine, Part
+from vqc.door.report import PartReport, reports
+from vqc.errors import BackendError
+
+__all__ = ["last_report", "refresh", "reports", "vqc_backend"]
+
+_parts: weakref.WeakSet[Part] = weakref.WeakSet()
+
+
+def vqc_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
+                options: Mapping[str, Any] | None = None) -> Callable[..., Any]:  # fmt: skip
+    """Compile one Dynamo graph.
+
+    Parameters: the graph; its example inputs (real tensors, weights among them; numbers where sizes are dynamic);
+    `mode` and `options` as the user gave them to `torch.compile` (`vqc.door.options.DoorOptions`).
+    Returns a callable of the graph's flat inputs.
+    Raises BackendError on an option or a configuration it refuses, and what a recipe's passes or a target raise.
+    """
+    compat.require_supported_torch()
+    chosen = parse(mode, options)
+    if compat.prepares_freezing():
+        raise BackendError(
+            "torch._dynamo.config.prepare_freezing is on",
+            why="weights become constants without a guard: a second instance would run with the first one's",
+            way_out="switch it off; vqc binds weights itself and checks them at every call",
+        )
+    report = _report.new_report(chosen.target, chosen.report)
+    report.calls = sum(n.op in ("call_function", "call_method") for n in gm.graph.nodes)
+    why = _not_for_parts(gm, example_inputs, chosen, report)
+    if why:
+        return leave_to_inductor(gm, example_inputs, chosen, why, report)
+    engine: Engine = InductorEngine(chosen) if _plain_inductor(chosen) else ProgramEngine(chosen)
+    part = Part(gm, example_inputs, engine, report)
+    _parts.add(part)
+    if not part.numbers:  # with dynamic sizes, code is made for the sizes that are really met
+        part.prepare(example_inputs)
+    return part
+
+
+def _plain_inductor(chosen: DoorOptions) -> bool:
+    return chosen.is_float and chosen.target == "inductor"
+
+
+def _not_for_parts(gm: fx.GraphModule, inputs: Sequence[Any], chosen: DoorOptions, report: PartReport) -> str:
+    """Why a graph goes to Inductor exactly as Dynamo made it; "" when its weights can be bound."""
+    if differentiates(inputs):
+        if chosen.is_float:
+            return "training: an input or a weight requires gradients (call it under torch.no_grad() for speed)"
+        report.note("gradients are not computed: a recipe's results are detached (call it under torch.no_grad())")
+    if calls_modules(gm):
+        return "the graph calls modules"
+    if all(isinstance(x, torch.Tensor) for x in inputs):
+        facts = study(gm, inputs)
+        if facts.aliased:
+            return "two inputs share memory that the graph writes"
+        return facts.unknown
+    return "dynamic sizes around a sub-graph (scan, cond, checkpoint)" if has_subgraphs(gm) else ""
+
+
+def refresh() -> None:
+    """Tell vqc that weights were changed through `.data`, which PyTorch does not count: compiled code is made anew.
+
+    Every other change (load_state_dict, in-place updates, replaced parameters, another instance) is noticed by itself.
+    """
+    for part in list(_parts):
+        part.refresh()
+
+
+def last_report() -> PartReport | None:
+    """The report of the graph compiled last, None when there was none."""
+    kept = reports()
+    return kept[-1] if kept else None
+
+
+def _reset() -> None:
+    """What `torch._dynamo.reset()` calls: drop all compiled code and reports."""
+    for part in list(_parts):
+        part.refresh()
+    _parts.clear()
+    _report.forget()
+
+
+vqc_backend.reset = _reset  # type: ignore[attr-defined]
