@@ -1,0 +1,14 @@
+"""The passes. Importing this package registers all of them with `vqc.pipeline`.
+
+One pass is one file of its name: `fold-bn` is in `fold_bn.py`, tested in `tests/passes/test_fold_bn.py`.
+"""
+
+from vqc.passes.canonicalize import Canonicalize
+from vqc.passes.exact_float import ExactFloat
+from vqc.passes.fold_bn import FoldBN
+from vqc.passes.fold_constants import FoldConstants
+from vqc.passes.lower_integer import LowerInteger
+from vqc.passes.observe import Observe
+from vqc.passes.quantize import Quantize
+
+__all__ = ["Canonicalize", "ExactFloat", "FoldBN", "FoldConstants", "LowerInteger", "Observe", "Quantize"]

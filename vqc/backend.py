@@ -20,7 +20,7 @@ from vqc import compat
 from vqc.door import report as _report
 from vqc.door.engines import InductorEngine, ProgramEngine, leave_to_inductor
 from vqc.door.facts import calls_modules, differentiates, has_subgraphs, study
-from vqc.door.options import DoorOptions, parse
+from vqc.door.options import DoorOptions, keep_clips, parse
 from vqc.door.part import Engine, Part
 from vqc.door.report import PartReport, reports
 from vqc.errors import BackendError
@@ -40,6 +40,7 @@ def vqc_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str 
     Raises BackendError on an option or a configuration it refuses, and what a recipe's passes or a target raise.
     """
     compat.require_supported_torch()
+    keep_clips(options)
     chosen = parse(mode, options)
     if compat.prepares_freezing():
         raise BackendError(

@@ -21,6 +21,11 @@ _ALWAYS: dict[str, Any] = {"fallback_random": True, "freezing_discard_parameters
 Compiled = Callable[..., Sequence[Any]]
 
 
+def can_freeze(weight: torch.Tensor) -> bool:
+    """Whether Inductor may take this tensor as a constant: it tries to pack float64 filters, which oneDNN refuses."""
+    return weight.dtype != torch.float64 or weight.ndim < 3
+
+
 def compile_frozen(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Compiled:
     """Compile a graph for inference at the inputs' sizes, its attributes taken as constants.
 

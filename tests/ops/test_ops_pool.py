@@ -32,6 +32,14 @@ def test_mean_hw_is_sixteen_lanes_and_a_tree(seed, n, c, h, w):
     same_bits(run(ops.mean_hw, torch.from_numpy(x)), want)
 
 
+def test_mean_hw_adds_a_large_picture_in_the_same_order():
+    """Hundreds of rows, where a library's own sum would go in blocks."""
+    x = np.random.default_rng(1).standard_normal((1, 2, 61, 83)).astype(F)
+    want = np.array([channel_mean(c.ravel()) for c in x[0]], F).reshape(1, 2, 1, 1)
+    same_bits(ops.mean_hw(torch.from_numpy(x)), want)
+    assert not np.array_equal(want.ravel(), x.mean((2, 3)).ravel())
+
+
 def test_mean_hw_is_close_to_aten_and_takes_any_strides():
     x = torch.rand(2, 5, 37, 61)
     torch.testing.assert_close(ops.mean_hw(x), x.mean((2, 3), keepdim=True), rtol=1e-6, atol=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import fx
 
 from vqc.backends.inductor import engine as inductor
@@ -22,6 +23,9 @@ class InductorEngine(Engine):
 
     def __init__(self, options: DoorOptions):
         self.options = options
+
+    def takes(self, weight: torch.Tensor) -> bool:
+        return inductor.can_freeze(weight)
 
     def bound(self, gm: fx.GraphModule, inputs: Sequence[Any], written: Sequence[int], report: PartReport) -> Run:
         report.route = "weights bound, frozen by Inductor"

@@ -13,13 +13,33 @@ from vqc.backends import TARGETS
 from vqc.errors import BackendError
 
 
+class Kept:
+    """Calibration clips that are equal to themselves only."""
+
+    def __init__(self, clips: Any):
+        self.clips = clips
+
+
+def keep_clips(options: Any) -> None:
+    """Put the clips in the user's options into an envelope, in place.
+
+    Dynamo compares the options of two compiled models that run the same code with `==`, which for lists of tensors
+    raises that a tensor is no truth value. It happens before any backend is asked, so a backend can only see to it that
+    its options are comparable from the first graph on.
+    """
+    if isinstance(options, dict) and options.get("calibration") is not None:
+        if not isinstance(options["calibration"], Kept):
+            options["calibration"] = Kept(options["calibration"])
+
+
 @dataclass(frozen=True, eq=False)
 class DoorOptions:
     """What the user of the door may say.
 
     recipe: "float", the name of a recipe, or a pipeline's text.
     calibration: what every recipe but float needs. A clip is a list of steps, a step the model's arguments for one
-        call: a tensor, a tuple of positional arguments, or a dict of named ones. A list of clips is fine, too.
+        call: a tensor, a tuple of positional arguments, or a dict of named ones. A list of clips is fine, too, and so
+        is a function without arguments that returns any of these.
     target: "inductor" (default of float), "native" (C, default of the others), "reference" (eager, the judge).
     debug: check the numeric promise of every pass.
     report: called with a `vqc.door.report.PartReport` after every compilation and every later change of mind.
@@ -55,6 +75,8 @@ def parse(mode: str | None, options: Mapping[str, Any] | None) -> DoorOptions:
     _check(given, "inductor", Mapping, "a dict of torch._inductor.config settings")
     if given.get("report") is not None and not callable(given["report"]):
         raise BackendError("option report is not callable", way_out="give a function that takes one report")
+    if isinstance(given.get("calibration"), Kept):
+        given["calibration"] = given["calibration"].clips
     parsed = DoorOptions(**given)
     target = parsed.target or ("inductor" if parsed.is_float else "native")
     if target.split(":")[0] not in TARGETS:

@@ -36,6 +36,10 @@ class Engine(ABC):
     name: ClassVar[str]
     sizes: ClassVar[int]  # how many sizes of a dynamic graph get code of their own
 
+    def takes(self, weight: torch.Tensor) -> bool:
+        """Whether code can be made for a weight of this kind."""
+        return True
+
     @abstractmethod
     def bound(self, gm: fx.GraphModule, inputs: Sequence[Any], written: Sequence[int], report: PartReport) -> Run:
         """Code for these inputs' sizes, the graph's attributes being constants; `written` inputs change in place."""
@@ -145,7 +149,7 @@ class Part:
         if facts.aliased:
             self.report.note("two inputs share memory that the graph writes: such a call runs eagerly")
             return self.gm
-        constants = sorted(self.weights - facts.written - facts.opaque)
+        constants = [i for i in sorted(self.weights - facts.written - facts.opaque) if self.engine.takes(args[i])]
         fixed = {i: args[i] for i in (*constants, *self.numbers)}
         start = time.perf_counter()
         gm, left = bind(self.gm, fixed)

@@ -87,13 +87,6 @@ def weak_storage(tensor: torch.Tensor) -> Any:
     return StorageWeakRef(tensor.untyped_storage())
 
 
-def weak_tensor_dict() -> Any:
-    """A dictionary keyed by tensor identity that keeps no tensor alive."""
-    from torch.utils.weak import WeakTensorKeyDictionary
-
-    return WeakTensorKeyDictionary()
-
-
 @contextlib.contextmanager
 def higher_order(mode: type, rules: dict[str, Callable[..., Any]], default: Callable[..., Any]) -> Iterator[None]:
     """Within this context every higher-order operator calls our rule (`rule(op, mode, *args)`) while `mode` listens."""

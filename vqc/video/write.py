@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,34 +27,20 @@ def write_video(path: str | Path, frames: Iterable[Tensor], fps: float) -> Path:
     Raises VideoError if there are no frames, they change size, or the file cannot be written.
     """
     av = import_av()
-    count = 0
+    if not 0 < fps < math.inf:
+        raise VideoError(
+            f"a clip of {fps} frames a second cannot be written", where=str(path), why="fps must be above 0"
+        )
     with written_beside(path) as beside:
         try:
-            with av.open(str(beside), "w") as container:
-                stream = None
-                for picture in frames:
-                    image = _even(to_bytes(picture))
-                    if stream is None:
-                        height, width = image.shape[:2]
-                        stream = container.add_stream(_codec(av), rate=Fraction(fps).limit_denominator(60000))
-                        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                    elif image.shape[:2] != (stream.height, stream.width):
-                        raise VideoError(
-                            "the frames change size",
-                            where=f"{path}, frame {count}",
-                            why=f"{stream.height}x{stream.width} so far, now {image.shape[0]}x{image.shape[1]}",
-                            way_out="bring all frames to one size",
-                        )
-                    frame = av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24")
-                    container.mux(stream.encode(frame))
-                    count += 1
-                if stream is None:
-                    raise VideoError("there are no frames to write", where=str(path))
-                container.mux(stream.encode(None))
-        except (av.FFmpegError, ValueError) as error:
-            raise VideoError(
-                "the clip cannot be written", where=str(path), why=str(error), way_out="write a .mp4 or .mkv"
-            ) from error
+            container = av.open(str(beside), "w")
+        except (av.FFmpegError, ValueError) as error:  # ValueError: no container goes by this suffix
+            raise _unwritable(path, error) from error
+        try:
+            with container:
+                _encode(av, container, frames, fps, path)
+        except av.FFmpegError as error:
+            raise _unwritable(path, error) from error
     return Path(path)
 
 
@@ -70,6 +58,32 @@ def to_bytes(image: Tensor) -> Tensor:
     return image.expand(3, -1, -1).permute(1, 2, 0)
 
 
+def _encode(av: Any, container: Any, frames: Iterable[Tensor], fps: float, path: str | Path) -> None:
+    stream = None
+    for index, picture in enumerate(frames):
+        image = _even(to_bytes(picture))
+        if stream is None:
+            stream = container.add_stream(_codec(av), rate=Fraction(fps).limit_denominator(60000))
+            stream.height, stream.width = image.shape[:2]
+            stream.pix_fmt = "yuv420p"
+        elif image.shape[:2] != (stream.height, stream.width):
+            raise VideoError(
+                "the frames change size",
+                where=f"{path}, frame {index}",
+                why=f"{stream.height}x{stream.width} so far, now {image.shape[0]}x{image.shape[1]}",
+                way_out="bring all frames to one size",
+            )
+        frame = av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24")
+        container.mux(stream.encode(frame))
+    if stream is None:
+        raise VideoError("there are no frames to write", where=str(path))
+    container.mux(stream.encode(None))
+
+
+def _unwritable(path: str | Path, error: Exception) -> VideoError:
+    return VideoError("the clip cannot be written", where=str(path), why=str(error), way_out="write a .mp4 or .mkv")
+
+
 def _even(image: Tensor) -> Tensor:
     height, width = image.shape[:2]
     if height % 2:
@@ -79,10 +93,10 @@ def _even(image: Tensor) -> Tensor:
     return image
 
 
-def _codec(av: object) -> str:
+def _codec(av: Any) -> str:
     for name in _CODECS:
         try:
-            av.Codec(name, "w")  # type: ignore[attr-defined]
+            av.Codec(name, "w")
         except ValueError:
             continue
         return name

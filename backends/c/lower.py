@@ -1,0 +1,235 @@
+"""Lowering: a Program becomes buffers, values and kernel calls, node by node, by the rules of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from vqc.backends.c import expr as ex
+from vqc.backends.c.ir import Arg, Buffer, Call, Lowered, Ref, Scratch, Struct, Value, align, dense_strides, numel
+from vqc.backends.c.registry import rule_for
+from vqc.backends.c.weights import WeightPool
+from vqc.errors import UnsupportedOp
+from vqc.program import Program, tensor_text
+
+__all__ = ["Lowering", "lower"]
+
+
+class Lowering:
+    """The state of one lowering; rules call its methods.
+
+    `value` and `dense` give a node's tensor, `new` makes an arena tensor, `weight` a constant, `call` adds a kernel
+    call, `bind` says what a node's result is.
+    """
+
+    def __init__(self, program: Program, target: str, workers: int = 1):
+        self.program = program
+        self.target = target
+        self.workers = workers
+        self.calls: list[Call] = []
+        self.pool = WeightPool()
+        self.env: dict[fx.Node, Any] = {}
+        self.done: set[fx.Node] = set()  # nodes that went into another one's kernel
+        self.kernels: dict[str, str] = {}
+        self.node: fx.Node | None = None
+        self._dense: dict[tuple, Value] = {}
+
+    # ---- tensors ---------------------------------------------------------------------------------------------------
+
+    def value(self, arg: Any) -> Value:
+        """The tensor of a node as it lies in memory, possibly strided."""
+        if isinstance(arg, Value):
+            return arg
+        if arg not in self.env and arg.op == "get_attr":
+            self.env[arg] = self.pool.add(self.program.constants[str(arg.target)], str(arg.target))
+        found = self.env[arg]
+        if isinstance(found, ex.Expr):  # a lazy pointwise result somebody needs in memory
+            found = self.env[arg] = self.compute(found, arg)
+        return found
+
+    def dense(self, arg: Any) -> Value:
+        """The tensor of a node in row-major order without gaps, copied if need be (once)."""
+        v = self.value(arg)
+        if v.is_dense:
+            return Value(v.buffer, v.dtype, v.shape, dense_strides(v.shape), v.offset)
+        key = (id(v.buffer), v.offset, v.shape, v.strides, v.dtype)
+        if key not in self._dense:
+            copy = self.new(v.shape, v.dtype)
+            self.copy(v, copy)
+            self._dense[key] = copy
+        return self._dense[key]
+
+    def new(self, shape: Sequence[int], dtype: torch.dtype, name: str | None = None) -> Value:
+        """A fresh dense tensor in the arena."""
+        value = Value(Buffer(name or self._name(), 0, "arena"), dtype, tuple(shape), dense_strides(shape))
+        value.buffer.size = value.count * value.item
+        return value
+
+    def result(self, node: fx.Node) -> Value:
+        """A fresh tensor for a node's result, bound to it."""
+        val = node.meta["val"]
+        value = self.env[node] = self.new(tuple(val.shape), val.dtype, node.name)
+        return value
+
+    def weight(self, tensor: torch.Tensor | np.ndarray, name: str = "constant") -> Value:
+        """A constant in the weights file."""
+        return self.pool.add(tensor, name)
+
+    def constant(self, arg: Any) -> torch.Tensor | None:
+        """The tensor of a `get_attr` node, else None."""
+        return self.program.constant(arg)
+
+    def bind(self, node: fx.Node, value: Any) -> None:
+        self.env[node] = value
+
+    def _name(self) -> str:
+        return self.node.name if self.node is not None else "result"
+
+    # ---- calls -----------------------------------------------------------------------------------------------------
+
+    def call(self, kernel: str, family: str, params: Struct, *args: Value | Scratch | None | tuple[Value, ...],
+             out: Sequence[Value] = (), scratch: int = 0, comment: str = "", **extra: Any) -> Call:  # fmt: skip
+        """Add a kernel call: inputs in order, then outputs, then `scratch` bytes for each worker (0: no argument)."""
+        refs: list[Arg] = []
+        for a in args:
+            if isinstance(a, Value):
+                refs.append(Ref(a.buffer, a.start))
+            elif isinstance(a, tuple):
+                refs.append(tuple(Ref(v.buffer, v.start) for v in a))
+            else:
+                refs.append(a)
+        refs += [Ref(v.buffer, v.start, writes=True) for v in out]
+        if scratch:
+            refs.append(Scratch(align(scratch)))
+        name = self._name()
+        call = Call(kernel, family, params, tuple(refs), name, comment or self._comment(out), **extra)
+        self.calls.append(call)
+        if self.node is not None and self.kernels.get(name, "") in ("", "vqc_copy"):
+            self.kernels[name] = kernel
+        return call
+
+    def _comment(self, out: Sequence[Value]) -> str:
+        if self.node is None:
+            return ""
+        source = str(self.node.meta.get("source", "")).split("\n")[0]
+        text = tensor_text(self.node.meta["val"])
+        return f"{self.node.name}: {text}" + (f"  {source}" if source else "")
+
+    def copy(self, src: Value, dst: Value, strides: Sequence[int] | None = None, *, only: bool = True) -> None:
+        """Copy elements between tensors of one shape.
+
+        `strides`, instead of the source's own, may be negative. `only`: nothing else writes this part of the target, so
+        that the plan may let the source live there.
+        """
+        assert src.item == dst.item
+        steps = tuple(src.strides) if strides is None else tuple(strides)
+        order = sorted(range(len(dst.shape)), key=lambda i: -abs(dst.strides[i]))
+        shape, (a, b) = ex.collapse([dst.shape[i] for i in order], [steps[i] for i in order],
+                                    [dst.strides[i] for i in order])  # fmt: skip
+        whole = only and strides is None and src.is_whole and dst.is_dense and src.buffer.kind == "arena"
+        call = Call(
+            "vqc_copy", "move",
+            Struct("vqc_copy_params", {"size": src.item, "dims": len(shape), "shape": shape, "src": a, "dst": b}),
+            (Ref(src.buffer, src.start), Ref(dst.buffer, dst.start, writes=True)), self._name(), self._comment([dst]),
+            copies=(src.buffer, dst.buffer, dst.start) if whole else None,
+        )  # fmt: skip
+        self.calls.append(call)
+        if self.node is not None:
+            self.kernels.setdefault(call.node, "vqc_copy")
+
+    def compute(self, expr: ex.Expr, node: fx.Node | None = None, *, like: Value | None = None) -> Value:
+        """Emit a pointwise expression: into a fresh tensor for `node`, or into `like`."""
+        if like is not None:
+            out = like
+        else:
+            assert node is not None
+            val = node.meta["val"]
+            out = self.new(tuple(val.shape), val.dtype, node.name)
+        params, values = ex.program(expr, out)
+        shared = ex.can_share(out, values)
+        call = self.call(
+            "vqc_pointwise_s64" if expr.integer else "vqc_pointwise_f32",
+            "pointwise_s64" if expr.integer else "pointwise_f32", params, tuple(values), out=(),
+            inplace=(out.buffer, shared.buffer) if shared is not None else None,
+        )  # fmt: skip
+        call.args = (*call.args, (Ref(out.buffer, out.start, writes=True),))
+        return out
+
+    # ---- the whole program -----------------------------------------------------------------------------------------
+
+    def run(self) -> Lowered:
+        program = self.program
+        inputs, states, state_size = self._interface()
+        for node in program.calls:
+            if node in self.done:
+                continue
+            self.node = node
+            rule = rule_for(node.target, self.target)
+            if rule is None:
+                raise UnsupportedOp(f"{node.name} has no C kernel", where=str(node.meta.get("source", "")),
+                                    why=f"no rule for {node.target}", way_out="compile with fallback=eager")  # fmt: skip
+            rule.lower(self, node)
+            self.kernels.setdefault(node.name, "")
+        self.node = None
+        outputs = self._finish(states)
+        resets = [self.pool.add(s.reset, f"reset_{s.name}") for s in program.states]
+        return Lowered(
+            program.name, self.calls, b"", inputs, outputs, states, resets, state_size, self.kernels, self.workers
+        )
+
+    def _interface(self) -> tuple[list[Value], list[Value], int]:
+        inputs: list[Value] = []
+        states: list[Value] = []
+        state_size = 0
+        for node in self.program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            val = node.meta["val"]
+            shape = tuple(val.shape)
+            if len(inputs) < len(self.program.inputs):
+                buffer = Buffer(node.name, 0, "input", len(inputs))
+                inputs.append(Value(buffer, val.dtype, shape, dense_strides(shape)))
+            else:
+                buffer = Buffer(node.name, 0, "state", state_size)
+                states.append(Value(buffer, val.dtype, shape, dense_strides(shape)))
+                state_size += align(numel(shape) * states[-1].item)
+            value = (states or inputs)[-1]
+            buffer.size = value.count * value.item
+            self.env[node] = value
+        return inputs, states, state_size
+
+    def _finish(self, states: list[Value]) -> list[Value]:
+        """Copy results to the outputs and next states to the states (the plan removes most of these copies)."""
+        results = self.program.result_nodes
+        indices = {s.output for s in self.program.states}
+        values = [self.value(r) for r in results]  # everything that still reads an old state is computed before
+        outputs = []
+        for i, v in enumerate(values):
+            if i in indices:
+                continue
+            buffer = Buffer(f"output {len(outputs)}", v.count * v.item, "output", len(outputs))
+            outputs.append(Value(buffer, v.dtype, v.shape, dense_strides(v.shape)))
+            self.copy(v, outputs[-1])
+        held = []
+        for s in self.program.states:
+            v = values[s.output]
+            if v.buffer.kind == "state":  # another state's old value: safe before any state is written
+                kept = self.new(v.shape, v.dtype, f"old_{v.buffer.name}")
+                self.copy(v, kept)
+                v = kept
+            held.append(v)
+        for v, state in zip(held, states, strict=True):
+            self.copy(v, state)
+        return outputs
+
+
+def lower(program: Program, target: str, workers: int = 1) -> Lowered:
+    """Lower a whole Program whose every call is supported; the weights payload is filled in."""
+    lowering = Lowering(program, target, workers)
+    lowered = lowering.run()
+    lowered.weights = lowering.pool.payload()
+    return lowered

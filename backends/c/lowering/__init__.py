@@ -1,0 +1,14 @@
+"""The rules of the C backend, one topic a file; importing this package registers them all."""
+
+from vqc.backends.c.lowering import (  # noqa: F401
+    conv,
+    matmul,
+    movement,
+    normalize,
+    pointwise,
+    pool,
+    quantized,
+    reduce,
+    resample,
+    views,
+)

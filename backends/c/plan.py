@@ -1,0 +1,143 @@
+"""The static memory plan: where every arena tensor lies, computed once when the program is compiled.
+
+Three steps. `remove_copies` places a tensor that is only copied somewhere right at its destination (a part of a
+concatenation, an output, a state). `share` lets a pointwise result take over its dying operand. `place` gives every
+remaining buffer and scratch an offset: largest first, at the lowest offset that is free over its whole life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vqc.backends.c.ir import Buffer, Call, Lowered, align
+
+
+@dataclass
+class Life:
+    """A stretch of the arena: `size` bytes, alive from call `first` to call `last`, both included."""
+
+    size: int
+    first: int
+    last: int
+    offset: int = -1
+
+
+@dataclass
+class MemoryPlan:
+    """Arena offsets by buffer (its own start, wherever it lives), scratch offsets by call, and the arena's size."""
+
+    offsets: dict[Buffer, int]
+    scratch: dict[Call, int]
+    size: int
+    lives: list[Life]
+
+
+def remove_copies(calls: Sequence[Call]) -> list[Call]:
+    """Give sources of whole copies a home at the destination where that is safe; returns the calls that remain.
+
+    Nothing writes a buffer after its first value, so a source may lie in its destination from the start, with one
+    exception: a state still holds its old value, and must not be written before everybody has read that.
+    """
+    last_read: dict[Buffer, int] = {}
+    first_write: dict[Buffer, int] = {}
+    for i, c in enumerate(calls):
+        for b in c.reads:
+            last_read[b] = i
+        for b in c.writes:
+            first_write.setdefault(b, i)
+    kept = []
+    parts: dict[Buffer, list[Buffer]] = {}  # a buffer -> those that live in it, itself included
+    for c in calls:
+        if c.copies is None:
+            kept.append(c)
+            continue
+        src, dst, offset = c.copies
+        inside = parts.get(src, [src])
+        state = dst.root()[0].kind == "state"
+        begins = min(first_write[b] for b in inside if b in first_write)
+        if src.home is not None or (state and begins <= last_read.get(dst.root()[0], -1)):
+            kept.append(c)
+            continue
+        src.home = (dst, offset)
+        target = dst
+        while True:  # everything in src is now in dst and in all that dst lives in
+            parts.setdefault(target, [target]).extend(inside)
+            if target.home is None:
+                break
+            target = target.home[0]
+    return kept
+
+
+def _lives(calls: Sequence[Call]) -> dict[Buffer, tuple[int, int]]:
+    """First and last call of every arena root, counting what lives in it."""
+    lives: dict[Buffer, tuple[int, int]] = {}
+    for i, c in enumerate(calls):
+        for b in (*c.reads, *c.writes):
+            root = b.root()[0]
+            if root.kind == "arena":
+                lives[root] = (lives.get(root, (i, i))[0], i)
+    return lives
+
+
+def share(calls: Sequence[Call]) -> None:
+    """Let an output live in its call's dying input (`Call.inplace`) where nothing else lives in either."""
+    hosts = {b.home[0] for c in calls for b in (*c.reads, *c.writes) if b.home is not None}
+    lives = _lives(calls)
+    for i, c in enumerate(calls):
+        if c.inplace is None:
+            continue
+        out, src = c.inplace
+        if out.home is None and src.kind == "arena" and out.kind == "arena" and out not in hosts and src not in hosts:
+            root = src.root()[0]
+            # A chain of shared buffers has one root; it may be a concatenation, an output or a state, which stay theirs.
+            if src.home is not None and root.kind != "arena":
+                continue
+            if (src.home is None or root in _chains(src)) and lives[root][1] == i:
+                out.home = (src, 0)
+                lives[root] = (lives[root][0], lives[out][1])
+
+
+def _chains(buffer: Buffer) -> list[Buffer]:
+    """The buffers above one that have exactly its size: it shares their memory whole."""
+    found = []
+    while buffer.home is not None and buffer.home[1] == 0 and buffer.home[0].size == buffer.size:
+        buffer = buffer.home[0]
+        found.append(buffer)
+    return found
+
+
+def place(lives: Iterable[Life]) -> int:
+    """Set every life's offset, a multiple of 64; returns the arena's size in bytes."""
+    todo = sorted(lives, key=lambda x: (-x.size, x.first, x.last))
+    placed: list[Life] = []
+    total = 0
+    for life in todo:
+        taken = sorted(
+            (p.offset, p.offset + align(p.size)) for p in placed if p.first <= life.last and life.first <= p.last
+        )
+        at, size, best, room = 0, align(life.size), -1, -1
+        for start, end in taken:
+            if start - at >= size and (best < 0 or start - at < room):  # the tightest gap
+                best, room = at, start - at
+            at = max(at, end)
+        life.offset = best if best >= 0 else at
+        placed.append(life)
+        total = max(total, life.offset + size)
+    return total
+
+
+def make_plan(lowered: Lowered) -> MemoryPlan:
+    """Plan a lowered program; its list of calls loses the copies that are not needed any more."""
+    lowered.calls = remove_copies(lowered.calls)
+    share(lowered.calls)
+    roots = {b: Life(b.size, first, last) for b, (first, last) in _lives(lowered.calls).items()}
+    scratch = {c: Life(c.scratch * lowered.workers, i, i) for i, c in enumerate(lowered.calls) if c.scratch}
+    size = place([*roots.values(), *scratch.values()])
+    offsets = {}
+    for c in lowered.calls:
+        for b in (*c.reads, *c.writes):
+            root, offset = b.root()
+            if root.kind == "arena":
+                offsets[b] = roots[root].offset + offset
+    return MemoryPlan(offsets, {c: s.offset for c, s in scratch.items()}, size, [*roots.values(), *scratch.values()])

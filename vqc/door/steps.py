@@ -1,0 +1,130 @@
+"""Calibration at the door: the arguments of the user's calls, brought to the inputs of one Dynamo graph.
+
+The door sees a graph whose inputs come in the order of their first use, under names like `L['src']`. Dynamo also says
+which Python function it is compiling, so a step (the arguments of one call) is bound to that function's signature and
+each graph input is looked up in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from vqc import compat
+from vqc.calibration import Clips
+from vqc.errors import BackendError
+from vqc.program import tensor_text
+
+_PATH = re.compile(r"^L\['(\w+)'\]((?:\['[^']*'\]|\[\d+\]|\.\w+)*)$")
+_ITEM = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)")
+
+
+class StepReader:
+    """Finds the inputs `indices` of a graph in the arguments of the user's calls.
+
+    Make it while Dynamo is compiling the graph: afterwards nobody knows the function any more.
+    """
+
+    def __init__(self, gm: fx.GraphModule, example: Sequence[Any], indices: Sequence[int]):
+        nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        self.sources = [compat.source_name(nodes[i]) for i in indices]
+        self.examples = [example[i] for i in indices]
+        self.frame = compat.frame_signature()
+
+    def read(self, calibration: Any, keep: Sequence[int] | None = None) -> Clips:
+        """The clips with every step as a tuple of this graph's inputs (those at the positions `keep`).
+
+        Steps that lack an input (a state that is None at the first frame) or have it in another shape are left out:
+        they run through another graph. Raises BackendError when no step is left.
+        """
+        if isinstance(calibration, Clips):
+            return calibration
+        wanted = list(range(len(self.sources))) if keep is None else list(keep)
+        clips, reasons = [], []
+        for clip in self._clips(calibration):
+            steps = []
+            for step in clip:
+                found = self._step(step, wanted)
+                if isinstance(found, str):
+                    reasons.append(found)
+                else:
+                    steps.append(found)
+            if steps:
+                clips.append(tuple(steps))
+        if not clips:
+            inputs = ", ".join(f"{self.sources[i]} {tensor_text(self.examples[i])}" for i in wanted)
+            raise BackendError(
+                "no calibration step fits this graph", where=f"a graph with the inputs {inputs}",
+                why="; ".join(dict.fromkeys(reasons)) or "there is no step",
+                way_out="give the arguments of whole calls, states included: a tuple (positional) or a dict (by name)",
+            )  # fmt: skip
+        return Clips(tuple(clips))
+
+    def _clips(self, source: Any) -> Iterable[Iterable[Any]]:
+        if isinstance(source, torch.Tensor):
+            return [self._frames(source)]
+        items = list(source)
+        if items and all(isinstance(i, (list, Clips)) for i in items):
+            return items
+        if items and all(isinstance(i, torch.Tensor) and self._is_clip(i) for i in items):
+            return [self._frames(i) for i in items]
+        return [items]
+
+    def _is_clip(self, x: torch.Tensor) -> bool:
+        first = next((e for e in self.examples if isinstance(e, torch.Tensor)), None)
+        return first is not None and x.ndim == first.ndim and first.shape[0] == 1 and x.shape[0] != 1
+
+    def _frames(self, clip: torch.Tensor) -> list[torch.Tensor]:
+        if clip.dtype == torch.uint8:
+            clip = clip.float() / 255
+        return [f[None] for f in clip] if self._is_clip(clip) else [clip]
+
+    def _step(self, step: Any, wanted: Sequence[int]) -> tuple[torch.Tensor, ...] | str:
+        values = self._arguments(step)
+        if isinstance(values, str):
+            return values
+        flat = []
+        for i in wanted:
+            value = _look_up(self.sources[i], values)
+            example = self.examples[i]
+            if not isinstance(value, torch.Tensor):
+                return f"{self.sources[i]} is {type(value).__name__} in a step"
+            if value.shape != example.shape or value.dtype != example.dtype:
+                return f"{self.sources[i]} is {tensor_text(value)} in a step"
+            flat.append(value)
+        return tuple(flat)
+
+    def _arguments(self, step: Any) -> dict[str, Any] | str:
+        """The step's arguments by the names of the compiled function's locals."""
+        if self.frame is None:
+            return "the graph does not come from a compiled function"
+        signature, owner = self.frame
+        positional: tuple[Any, ...] = ()
+        named: Mapping[str, Any] = {}
+        if isinstance(step, Mapping):
+            named = step
+        else:
+            positional = tuple(step) if isinstance(step, (tuple, list)) else (step,)
+        try:
+            bound = signature.bind_partial(*(([None] if owner else []) + list(positional)), **named)
+        except TypeError as e:
+            return str(e)
+        return dict(bound.arguments)
+
+
+def _look_up(source: str, values: Mapping[str, Any]) -> Any:
+    """The value at a source path, None when there is none."""
+    match = _PATH.match(source)
+    if match is None:
+        return None
+    value = values.get(match.group(1))
+    for name, index, attribute in _ITEM.findall(match.group(2)):
+        try:
+            value = getattr(value, attribute) if attribute else value[int(index)] if index else value[name]
+        except (AttributeError, IndexError, KeyError, TypeError):
+            return None  # the step is of another form than the traced call
+    return value

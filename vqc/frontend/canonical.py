@@ -1,0 +1,231 @@
+"""The last step of capture: what depends on no input becomes a constant, what is computed twice is computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from vqc.frontend.emit import aten
+from vqc.frontend.recompose import positive_dims, recompose
+from vqc.program import meta_of
+
+_BIG = 1 << 16  # elements above which a tensor of one value is kept as an expand of one element
+
+
+def canonicalize(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> tuple[fx.Graph, dict[str, Any]]:
+    """The canonical form of a recorded functional graph, and the constants it reads.
+
+    `random` holds the nodes that draw random numbers: they are never folded nor merged.
+    """
+    drop_dead(graph)
+    positive_dims(graph)
+    recompose(graph)
+    fold(graph, constants, random)
+    recompose(graph)
+    merge(graph, constants, random)
+    drop_dead(graph)
+    return rebuild(graph, constants)
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Erase calls and constants nobody reads."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op in ("call_function", "get_attr"):
+            graph.erase_node(node)
+
+
+def fold(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> None:
+    """Evaluate what depends on no input."""
+    constant: dict[fx.Node, Any] = {}
+    made: dict[fx.Node, fx.Node] = {}
+    order = list(graph.nodes)
+    folded: set[fx.Node] = set()
+    for node in order:
+        if node.op == "get_attr":
+            if isinstance(constants[str(node.target)], torch.Tensor):
+                folded.add(node)
+        elif node.op == "call_function" and node not in random and all(a in folded for a in node.all_input_nodes):
+            if isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem:
+                folded.add(node)
+    anchor = next((n for n in order if n.op not in ("placeholder", "get_attr")), None)
+
+    def value(node: fx.Node) -> Any:
+        stack = [node]
+        while stack:  # a loop, as chains of constants may be longer than Python's recursion limit
+            n = stack[-1]
+            if n in constant:
+                stack.pop()
+            elif n.op == "get_attr":
+                constant[n] = constants[str(n.target)]
+            else:
+                missing = [a for a in n.all_input_nodes if a not in constant]
+                if missing:
+                    stack.extend(missing)
+                else:
+                    args, kwargs = fx.node.map_arg((n.args, n.kwargs), constant.__getitem__)
+                    constant[n] = n.target(*args, **kwargs)  # type: ignore[operator]
+        return constant[node]
+
+    def literal(node: fx.Node) -> fx.Node:
+        if node.op == "get_attr":
+            return node
+        if node not in made:
+            made[node] = _literal(graph, constants, node, value(node), anchor)
+        return made[node]
+
+    with torch.no_grad():
+        for node in order:
+            if node in folded:
+                continue
+            for a in node.all_input_nodes:
+                if a in folded and isinstance(a.meta["val"], torch.Tensor):
+                    node.replace_input_with(a, literal(a))
+            _index_by_numbers(graph, constants, node)
+    drop_dead(graph)
+
+
+def _literal(graph: fx.Graph, constants: dict[str, Any], node: fx.Node, tensor: torch.Tensor, anchor: Any) -> fx.Node:
+    """A constant for a folded node: a weight keeps its name, a big tensor of one value stays one element."""
+    with graph.inserting_before(anchor):
+        if tensor.numel() > _BIG and not tensor.is_complex() and bool((tensor == tensor.reshape(-1)[0]).all()):
+            one = tensor.reshape(-1)[:1].reshape([1] * tensor.ndim).clone()
+            source = _attribute(graph, constants, _folded_name(node), one)
+            expanded = graph.call_function(aten.expand.default, (source, list(tensor.shape)))
+            expanded.meta = {**node.meta, "val": meta_of(tensor)}
+            return expanded
+        return _attribute(graph, constants, _folded_name(node), tensor.detach().clone(memory_format=torch.contiguous_format))
+
+
+def _attribute(graph: fx.Graph, constants: dict[str, Any], name: str, tensor: torch.Tensor) -> fx.Node:
+    key, i = name, 1
+    while key in constants:
+        key, i = f"{name}_{i}", i + 1
+    constants[key] = tensor
+    node = graph.create_node("get_attr", key, name=key.replace(".", "_"))
+    node.meta.update(val=meta_of(tensor), place=None, module="")
+    return node
+
+
+def _folded_name(node: fx.Node) -> str:
+    """`encoder.weight_sign` for what is made of one weight, `encoder.constant_arange` for the rest."""
+    name = op_name(node)
+    roots: set[fx.Node] = set()
+    stack = [node]
+    while stack and len(roots) < 3:
+        n = stack.pop()
+        if n.op == "get_attr":
+            roots.add(n)
+        stack += n.all_input_nodes
+    named = [str(n.target) for n in roots if "constant" not in str(n.target)]
+    if len(roots) == 1 and named:
+        return f"{named[0]}_{name}"
+    module = node.meta.get("module") or ""
+    return f"{module}.constant_{name}".lstrip(".")
+
+
+def _index_by_numbers(graph: fx.Graph, constants: dict[str, Any], node: fx.Node) -> None:
+    """A constant mask in an index becomes the numbers of its elements, so that the result's shape is plain."""
+    if node.op != "call_function" or node.target not in (aten.index.Tensor, aten.index_put.default):
+        return
+    indices: list[Any] = []
+    for i in node.args[1]:  # type: ignore[union-attr]
+        if isinstance(i, fx.Node) and i.op == "get_attr" and constants[str(i.target)].dtype in (torch.bool, torch.uint8):
+            with graph.inserting_before(node):
+                for k, numbers in enumerate(constants[str(i.target)].nonzero(as_tuple=True)):
+                    indices.append(_attribute(graph, constants, f"{i.target}_at_{k}", numbers))
+        else:
+            indices.append(i)
+    if len(indices) != len(node.args[1]) or indices != list(node.args[1]):  # type: ignore[arg-type]
+        node.update_arg(1, indices)
+
+
+def merge(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> None:
+    """Equal constants are kept once, equal calls are made once."""
+    by_content: dict[Any, fx.Node] = {}
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            tensor = constants[str(node.target)]
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            key = ("id", id(tensor)) if "constant" not in str(node.target).rpartition(".")[2] else content_key(tensor)
+            first = by_content.setdefault(key, node)
+        elif node.op == "call_function" and node not in random:
+            call = _call_key(node)
+            if call is None:
+                continue
+            first = seen.setdefault(call, node)
+        else:
+            continue
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def content_key(tensor: torch.Tensor) -> Any:
+    """Equal for tensors of equal dtype, shape and bytes."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(raw).digest()
+
+
+def _call_key(node: fx.Node) -> Any:
+    def freeze(x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return ("seq", *(freeze(v) for v in x))
+        if isinstance(x, dict):
+            return ("map", *((k, freeze(v)) for k, v in x.items()))
+        if isinstance(x, float):
+            return ("float", x.hex() if x == x else "nan")
+        if isinstance(x, (bool, int)):
+            return (type(x).__name__, x)
+        return x
+
+    key = (node.target, freeze(node.args), freeze(node.kwargs))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def op_name(node: fx.Node) -> str:
+    """`conv2d` for `aten.conv2d.default`."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[1].strip("_")
+    return getattr(node.target, "__name__", "call")
+
+
+def rebuild(graph: fx.Graph, constants: dict[str, Any]) -> tuple[fx.Graph, dict[str, Any]]:
+    """A fresh graph with short, stable names: placeholders, constants, calls, output."""
+    new = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    used: dict[str, Any] = {}
+    nodes = list(graph.nodes)
+    for node in nodes:
+        if node.op == "placeholder":
+            env[node] = new.placeholder(str(node.target))
+            assert env[node].name == node.target, "placeholder names are unique identifiers"
+    for node in nodes:
+        if node.op == "get_attr":
+            env[node] = new.create_node("get_attr", node.target, name=str(node.target).replace(".", "_"))
+            used[str(node.target)] = constants[str(node.target)]
+    for node in nodes:
+        if node.op == "call_function":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+            env[node] = new.create_node("call_function", node.target, args, kwargs, name=op_name(node))
+        elif node.op == "output":
+            env[node] = new.output(fx.node.map_arg(node.args[0], env.__getitem__))
+    for old, node in env.items():
+        place = old.meta.get("place")
+        node.meta["source"] = old.meta.get("source") or (str(place) if place is not None else "")
+        node.meta["module"] = old.meta.get("module", "")
+        if "val" in old.meta:
+            node.meta["val"] = old.meta["val"]
+    return new, used
+
+
