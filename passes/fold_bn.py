@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -233,7 +234,7 @@ class _Folding:
         had = _target(layer.args["bias"])
         prefix, dot, last = name.rpartition(".")
         bias_name = had or (f"{prefix}{dot}bias" if last == "weight" else f"{name}_bias")
-        names = [n if n.endswith("_folded") else f"{n}_folded" for n in (name, bias_name)]
+        names = [re.sub(r"_folded(_\d+)?$", "", n) + "_folded" for n in (name, bias_name)]  # folded twice: one suffix
         return (
             self.program.add_constant(names[0], weight.to(dtype)),
             self.program.add_constant(names[1], bias.to(dtype)),

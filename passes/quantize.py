@@ -11,6 +11,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import fx
 
 from vqc.calibration import Observed, find_range
+from vqc.passes.channel_balance import ActivationQuant, balance, channel_view
 from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
 from vqc.passes.observe import quantizable
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
@@ -18,23 +19,6 @@ from vqc.program import Program
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
-
-
-@dataclass(frozen=True)
-class ActivationQuant:
-    """How one tensor is quantized: float64 `scale` and int `zero` of one value or [C], levels 0..levels-1 in uint8.
-
-    `offset`: float64 [C], what dequantization adds to the true value because `zero` is rounded (pixel grids only).
-    """
-
-    scale: torch.Tensor
-    zero: torch.Tensor
-    levels: int
-    offset: torch.Tensor | None = None
-
-    @property
-    def per_channel(self) -> bool:
-        return self.scale.numel() > 1
 
 
 @register
@@ -52,7 +36,7 @@ class Quantize(Pass):
     Valid before: a float program with observers (`observe`). Valid after: quantized_decomposed operators in the graph.
 
     Options: `weight_bits`, `activation_bits` 2..8; `method` of `vqc.calibration.ranges`; `granularity` "tensor",
-    "channel", or "auto": per channel where it costs nothing and loses nothing (depthwise convolutions); `tail` "float" keeps the layers that make the results directly; `keep`: names of nodes or modules
+    "channel", or "auto": per channel where the noise expected in the layer's result falls to less than half; `tail` "float" keeps the layers that make the results directly; `keep`: names of nodes or modules
     (shell patterns) kept float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other.
     """
 
@@ -94,10 +78,6 @@ class Quantize(Pass):
             n.meta.pop("observed", None)
         return result
 
-    def _by_channel(self, n: fx.Node) -> bool:
-        depthwise = len(n.args) > 6 and n.args[6] == n.meta["val"].shape[1] and n.args[6] != 1
-        return self.granularity == "channel" or (self.granularity == "auto" and depthwise)
-
     def _kept(self, n: fx.Node, tail: set[fx.Node]) -> str | None:
         for pattern in self.keep:
             if fnmatchcase(n.name, pattern) or fnmatchcase(n.meta.get("module", ""), pattern):
@@ -117,11 +97,10 @@ class Quantize(Pass):
         if observed is None:
             return None, "its input was not observed; run observe before quantize"
         total = observed.total
-        if conv2d and self._by_channel(n) and total.low is not None and total.high is not None:
-            low, high = torch.from_numpy(total.low).clamp(max=0), torch.from_numpy(total.high).clamp(min=0)
-            scale = ((high - low) / (levels - 1)).clamp_min(1e-12)
-            zero = torch.round(-low / scale).clamp(0, levels - 1)
-            return ActivationQuant(scale, zero.to(torch.int64), levels), None
+        if conv2d and self.granularity != "tensor":
+            balanced = balance(program, n, total, levels, self.weight_bits, always=self.granularity == "channel")
+            if balanced is not None:
+                return balanced, None
         return _from_range(*find_range(total, self.method, self.activation_bits), levels), None
 
 
@@ -210,25 +189,16 @@ def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits:
             qd.dequantize_per_channel.default, (q, s, z, axis, -top, top, torch.int8), like=n, name="weight"
         )
         if quant.per_channel:
-            unfold = program.add_constant(f"{base}_unfold", _channel_view(1 / quant.scale, n, weight).float())
+            unfold = program.add_constant(f"{base}_unfold", channel_view(1 / quant.scale, n, weight).float())
             w = program.call(aten.mul.Tensor, (w, unfold), like=n, name="weight")
         if quant.offset is not None and bool((quant.offset != 0).any()):
             # Dequantization shifts channel c by -offset; a constant shift of the input is a constant of the result.
-            real = integers.double() * scale32.double().view(shape) * _channel_view(1 / quant.scale, n, weight)
-            shift = -(real * _channel_view(quant.offset, n, weight)).sum(dims)
+            real = integers.double() * scale32.double().view(shape) * channel_view(1 / quant.scale, n, weight)
+            shift = -(real * channel_view(quant.offset, n, weight)).sum(dims)
             old = program.constant(bias)
             bias = program.add_constant(f"{base}_bias", (shift + (0 if old is None else old.double())).float())
     return w, bias
 
 
-def _channel_view(values: torch.Tensor, n: fx.Node, weight: torch.Tensor) -> torch.Tensor:
-    """Values per input channel of a conv2d, shaped to broadcast with its weight [O, C/groups, kh, kw]."""
-    groups = int(n.args[6]) if len(n.args) > 6 else 1  # type: ignore[call-overload, arg-type]
-    if groups == 1:
-        return values.view(1, -1, 1, 1)
-    per_group = values.view(groups, weight.shape[1])
-    return per_group.repeat_interleave(weight.shape[0] // groups, 0).view(weight.shape[0], weight.shape[1], 1, 1)
-
-
 def _fold(weight: torch.Tensor, quant: ActivationQuant, n: fx.Node) -> torch.Tensor:
-    return weight * _channel_view(quant.scale, n, weight) if quant.per_channel else weight
+    return weight * channel_view(quant.scale, n, weight) if quant.per_channel else weight

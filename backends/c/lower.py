@@ -130,6 +130,9 @@ class Lowering:
         order = sorted(range(len(dst.shape)), key=lambda i: -abs(dst.strides[i]))
         shape, (a, b) = ex.collapse([dst.shape[i] for i in order], [steps[i] for i in order],
                                     [dst.strides[i] for i in order])  # fmt: skip
+        if len(shape) > ex.MAX_DIMS:
+            raise UnsupportedOp(f"{self._name()} moves over {len(shape)} axes at once", why="the copy kernel has 8",
+                                way_out="reshape the tensor to fewer axes")  # fmt: skip
         whole = only and strides is None and src.is_whole and dst.is_dense and src.buffer.kind == "arena"
         call = Call(
             "vqc_copy", "move",

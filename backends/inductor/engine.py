@@ -32,7 +32,10 @@ def compile_frozen(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[
     `inputs` are real tensors; Inductor takes ownership of `gm`. The callable takes tensors of the same shapes and
     gives the graph's flat outputs.
     """
-    return _compile(gm, inputs, {**(settings or {}), **_ALWAYS, "freezing": True})
+    from vqc.backends.inductor.barrier import FoldingBarrier
+
+    own = {"freezing": True, "joint_custom_post_pass": FoldingBarrier((settings or {}).get("joint_custom_post_pass"))}
+    return _compile(gm, inputs, {**(settings or {}), **_ALWAYS, **own})
 
 
 def compile_plain(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Compiled:

@@ -120,7 +120,7 @@ def test_rvm_segmentation(rvm):
 def test_rvm_refuses_other_shapes_and_refiners(rvm):
     with pytest.raises(InputError, match="src"):
         rvm(rand(3, 32, 32))
-    with pytest.raises(ValueError, match="deep_guided_filter"):
+    with pytest.raises(InputError, match="deep_guided_filter"):
         RVM(refiner="sharp")
 
 

@@ -66,12 +66,32 @@ def test_eight_bit_pictures_lose_nothing():
     assert (want - ablated)[..., 1:-1, 1:-1].abs().max() > 20 * inside
 
 
-def test_depthwise_gets_channel_scales():
-    after, _ = quantized(normalised(mid_groups=4))
-    kinds = [str(n.target).split(".")[1] for n in after.calls if ".quantize_per" in str(n.target)]
-    assert kinds == ["quantize_per_channel", "quantize_per_channel"]
-    again, _ = quantized(normalised(mid_groups=4), granularity="tensor", pixels=0)
-    assert all("per_channel" not in str(n.target) for n in again.calls if ".quantize_per" in str(n.target))
+def uneven(groups: int):
+    """normalised(), with channels between the first two convolutions that differ a thousand times in range."""
+    program = normalised(mid_groups=groups)
+    spread = torch.tensor([1.0, 0.03, 30.0, 0.2]).view(4, 1, 1, 1)
+    program.constants["w0"] = program.constants["w0"] * spread
+    program.constants["b0"] = program.constants["b0"] * spread.flatten()
+    if groups == 1:
+        program.constants["w1"] = program.constants["w1"] / spread.view(1, 4, 1, 1)
+    return program
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_channel_scales_where_channels_differ(groups):
+    def kinds(program):
+        return [str(n.target).split(".")[1] for n in program.calls if ".quantize_per" in str(n.target)]
+
+    before = uneven(groups)
+    auto, frames = quantized(before)
+    plain, _ = quantized(before, granularity="tensor")
+    assert kinds(auto) == ["quantize_per_channel", "quantize_per_channel"]
+    assert kinds(plain) == ["quantize_per_channel", "quantize_per_tensor"]
+    assert kinds(quantized(normalised(groups))[0])[1] == "quantize_per_tensor"
+    want = run(before.with_outputs(["conv2d_1"]), [frames[0]])[-1]
+    worst = [min(sqnr(want[:, c], run(p.with_outputs(["conv2d_1"]), [frames[0]])[-1][:, c]) for c in range(4))
+             for p in (auto, plain)]  # fmt: skip
+    assert worst[0] > 30 and worst[0] > worst[1] + 10
 
 
 @pytest.mark.parametrize("options", [{"granularity": "channel"}, {"tail": "quantized"}, {"method": "mse"},

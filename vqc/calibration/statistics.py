@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 BINS = 2048
+POWER_UNIT = 2.0**-40  # of the exact integer sums of mean squares
 SAMPLES = 1 << 16  # values of one frame that enter the histogram at most; ranges always look at every value
 
 
@@ -23,6 +24,7 @@ class Statistics:
 
     `low`, `high`: float64 [C], smallest and largest value of each channel (axis 1; C = 1 for tensors of rank < 2).
     `sum_low`, `sum_high`: exact sums over frames of the frame's extremes (exact, so that no order of merges matters).
+    `power`: Python integers [C], the sum over frames of a channel's mean square in units of 2**-40 (exact as well).
     `counts`: int64, how many values fell in bin i, which covers [(first + i) * 2**exponent, (first + i + 1) * 2**exponent).
     """
 
@@ -30,6 +32,7 @@ class Statistics:
     high: np.ndarray | None = None
     sum_low: Fraction = Fraction(0)
     sum_high: Fraction = Fraction(0)
+    power: np.ndarray | None = None
     frames: int = 0
     values: int = 0
     exponent: int = -1074
@@ -45,6 +48,8 @@ class Statistics:
         low, high = flat.amin(1).double().numpy(), flat.amax(1).double().numpy()
         values = x.reshape(-1)[:: max(1, x.numel() // SAMPLES)].double().numpy()
         self._merge_ranges(low, high)
+        squares = np.rint(flat.double().square().mean(1).numpy() / POWER_UNIT)
+        self._add_power(np.array([int(v) for v in squares], dtype=object))
         self.sum_low += Fraction(float(low.min()))
         self.sum_high += Fraction(float(high.max()))
         self.frames += 1
@@ -56,7 +61,9 @@ class Statistics:
         if other.frames == 0:
             return
         assert other.low is not None and other.high is not None
+        assert other.power is not None
         self._merge_ranges(other.low, other.high)
+        self._add_power(other.power)
         self.sum_low += other.sum_low
         self.sum_high += other.sum_high
         self.frames += other.frames
@@ -70,6 +77,12 @@ class Statistics:
             return 0.0, 0.0
         return float(self.low.min()), float(self.high.max())
 
+    @property
+    def mean_square(self) -> np.ndarray:
+        """float64 [C], the mean square of each channel over all frames."""
+        assert self.power is not None
+        return np.array([float(v) for v in self.power]) * POWER_UNIT / self.frames
+
     def bins(self) -> tuple[np.ndarray, np.ndarray]:
         """Bin centres (clipped to the range seen) and counts."""
         width = 2.0**self.exponent
@@ -79,6 +92,9 @@ class Statistics:
     def _merge_ranges(self, low: np.ndarray, high: np.ndarray) -> None:
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
+
+    def _add_power(self, power: np.ndarray) -> None:
+        self.power = power if self.power is None else self.power + power
 
     def _add_counts(self, exponent: int, first: int, counts: np.ndarray) -> None:
         if len(self.counts) == 0:

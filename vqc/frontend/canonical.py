@@ -21,12 +21,14 @@ def canonicalize(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node
 
     `random` holds the nodes that draw random numbers: they are never folded nor merged.
     """
+    weights = {k for k in constants if not k.rpartition(".")[2].startswith("constant")}
     drop_dead(graph)
     positive_dims(graph)
     recompose(graph)
+    merge(graph, constants, random, weights)
     fold(graph, constants, random)
     recompose(graph)
-    merge(graph, constants, random)
+    merge(graph, constants, random, weights)
     drop_dead(graph)
     return rebuild(graph, constants)
 
@@ -143,8 +145,8 @@ def _index_by_numbers(graph: fx.Graph, constants: dict[str, Any], node: fx.Node)
         node.update_arg(1, indices)
 
 
-def merge(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> None:
-    """Equal constants are kept once, equal calls are made once."""
+def merge(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node], weights: set[str]) -> None:
+    """Equal constants are kept once (weights stay apart by name), equal calls are made once."""
     by_content: dict[Any, fx.Node] = {}
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
@@ -152,7 +154,7 @@ def merge(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> N
             tensor = constants[str(node.target)]
             if not isinstance(tensor, torch.Tensor):
                 continue
-            key = ("id", id(tensor)) if "constant" not in str(node.target).rpartition(".")[2] else content_key(tensor)
+            key = ("id", id(tensor)) if str(node.target) in weights else content_key(tensor)
             first = by_content.setdefault(key, node)
         elif node.op == "call_function" and node not in random:
             call = _call_key(node)

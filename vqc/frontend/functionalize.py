@@ -116,12 +116,12 @@ class GatherView:
 
     def apply(self, em: Emitter, base: fx.Node) -> fx.Node:
         flat = em.reshape(base, (base.meta["val"].numel(),))
-        return em.reshape(em.call(aten.index_select.default, (flat, 0, em.constant(self.numbers, "gather"))), self.shape)
+        return em.reshape(em.call(aten.index_select.default, (flat, 0, em.constant(self.numbers, "constant_gather"))), self.shape)
 
     def invert(self, em: Emitter, base: fx.Node, new: fx.Node) -> fx.Node:
         flat = em.reshape(base, (base.meta["val"].numel(),))
         values = em.reshape(new, (new.meta["val"].numel(),))
-        put = em.call(aten.scatter.src, (flat, 0, em.constant(self.numbers, "gather"), values))
+        put = em.call(aten.scatter.src, (flat, 0, em.constant(self.numbers, "constant_gather"), values))
         return em.reshape(put, base.meta["val"].shape)
 
 

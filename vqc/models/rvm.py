@@ -286,13 +286,13 @@ class RVM(nn.Module):
 
     `refiner` brings the result back to full size where `downsample_ratio` is not 1: "deep_guided_filter" (learned,
     740 convolution weights) or "fast_guided_filter" (no weights). `segmentation` adds the head that is used in training
-    only. With both defaults the network has 3,748,633 parameters.
+    only. With both defaults the network has 3,748,633 parameters. Raises InputError for an unknown refiner.
     """
 
     def __init__(self, refiner: str = "deep_guided_filter", segmentation: bool = True):
         super().__init__()
         if refiner not in REFINERS:
-            raise ValueError(f"unknown refiner {refiner!r}: one of {', '.join(REFINERS)}")
+            raise InputError(f"unknown refiner {refiner!r}", way_out="one of " + ", ".join(REFINERS))
         self.backbone = Encoder()
         self.aspp = LRASPP()
         self.decoder = Decoder()

@@ -1,0 +1,149 @@
+"""Float convolutions, with the activation that follows in the same kernel where it is one of the cheap ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from vqc.backends.c.ir import Struct, Value
+from vqc.backends.c.lower import Lowering
+from vqc.backends.c.packing import Geometry, pack_conv, pack_transposed
+from vqc.backends.c.registry import FLOATS, all_of, lowering, op_name
+from vqc.ops.exact import argument
+from vqc.program import Program, shape_of
+
+
+def constant_arguments(*names: str) -> Any:
+    """A check: these arguments are constants of the program, or absent."""
+
+    def check(program: Program, node: fx.Node) -> str | None:
+        for name in names:
+            value = argument(node, name)
+            if value is not None and program.constant(value) is None:
+                return f"its {name} is computed at run time; the kernel packs it when it compiles"
+        return None
+
+    return check
+
+
+def _batched(program: Program, node: fx.Node) -> str | None:
+    axes = {"conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3, "conv_transpose2d": 4}
+    want = axes[op_name(node.target).split("::")[1].split(".")[0]]
+    have = len(shape_of(node.args[0]))  # type: ignore[arg-type]
+    return None if have == want else f"its input has {have} axes, the kernel takes {want}"
+
+
+def triple(value: Sequence[int] | int, axes: int, fill: int) -> tuple[int, int, int]:
+    """An option of a convolution over `axes` axes as (depth, height, width)."""
+    items = [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)]
+    if len(items) < axes:
+        items *= axes
+    return (*([fill] * (3 - axes)), *items)  # type: ignore[return-value]
+
+
+def geometry(node: fx.Node, weight: torch.Tensor, *, transposed: bool, pair: bool = False) -> Geometry:
+    """The sizes of a convolution node (aten, or vqc with the same argument names)."""
+    x, out = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]
+    axes = len(x) - 2
+    ones = (1,) * (3 - axes)
+    return Geometry(
+        n=x[0], c=x[1], o=out[1], groups=int(argument(node, "groups", 1)), size=(*ones, *x[2:]), out=(*ones, *out[2:]),
+        kernel=(*ones, *weight.shape[2:]), stride=triple(argument(node, "stride", 1), axes, 1),
+        padding=triple(argument(node, "padding", 0), axes, 0), dilation=triple(argument(node, "dilation", 1), axes, 1),
+        transposed=transposed, pair=pair,
+    )  # fmt: skip
+
+
+def packed_weight(geo: Geometry, weight: torch.Tensor) -> torch.Tensor:
+    """The weight as the kernel reads it."""
+    lead = weight.shape[:2]
+    if geo.transposed:
+        return pack_transposed(weight.reshape(*lead, *geo.kernel[1:]), geo.groups, geo.stride[1:], geo.padding[1:],
+                               geo.dilation[1:], geo.pair)  # fmt: skip
+    return pack_conv(weight.reshape(*lead, *geo.kernel), geo.groups, geo.pair)
+
+
+def _activation(ctx: Lowering, node: fx.Node) -> tuple[fx.Node, dict[str, Any], torch.Tensor | None] | None:
+    """The node's only user, when it is an activation the kernel can apply: (user, fields, slopes)."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if user.op != "call_function" or user.args[0] is not node:
+        return None
+    clamp = {"act": "VQC_ACT_CLAMP", "lo": -math.inf, "hi": math.inf}
+    match op_name(user.target):
+        case "aten::relu":
+            return user, clamp | {"lo": 0.0}, None
+        case "aten::relu6":
+            return user, clamp | {"lo": 0.0, "hi": 6.0}, None
+        case "aten::hardtanh":
+            return user, clamp | {"lo": float(argument(user, "min_val")), "hi": float(argument(user, "max_val"))}, None
+        case "aten::clamp":
+            lo, hi = argument(user, "min"), argument(user, "max")
+            ends = {"lo": -math.inf if lo is None else float(lo), "hi": math.inf if hi is None else float(hi)}
+            return (user, clamp | ends, None) if ends["lo"] <= ends["hi"] else None
+        case "aten::leaky_relu":
+            return user, {"act": "VQC_ACT_LEAKY", "lo": float(argument(user, "negative_slope"))}, None
+        case "aten::prelu" | "aten::_prelu_kernel":
+            slope = ctx.constant(user.args[1])
+            if slope is None or slope.numel() not in (1, shape_of(node)[1]):
+                return None
+            return user, {"act": "VQC_ACT_PRELU"}, slope.reshape(-1).expand(shape_of(node)[1]).contiguous()
+        case "aten::hardswish":
+            return user, {"act": "VQC_ACT_HARDSWISH"}, None
+        case "aten::hardsigmoid":
+            return user, {"act": "VQC_ACT_HARDSIGMOID"}, None
+    return None
+
+
+def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> None:
+    weight = ctx.constant(node.args[1])
+    assert weight is not None
+    bias = ctx.constant(argument(node, "bias"))
+    geo = geometry(node, weight, transposed=transposed)
+    rows = geo.rows(ctx.workers)
+    fields = geo.fields(rows)
+    slopes: Value | None = None
+    last = node
+    found = None if exact else _activation(ctx, node)
+    if found is not None:
+        last, extra, slope = found
+        fields |= extra
+        slopes = ctx.weight(slope, "slope") if slope is not None else None
+        ctx.done.add(last)
+    x = ctx.dense(node.args[0])
+    w = ctx.weight(packed_weight(geo, weight), str(node.args[1]))
+    b = ctx.weight(bias, "bias") if bias is not None else None
+    kernel = f"vqc_conv{'_transpose' if transposed else ''}{'_exact' if exact else ''}_f32"
+    out = ctx.result(last)
+    ctx.call(kernel, "conv_exact_f32" if exact else "conv_f32", Struct("vqc_conv_params", fields), x, w, b, slopes,
+             out=[out], scratch=geo.scratch(rows))  # fmt: skip
+    if last is not node:
+        ctx.kernels[last.name] = kernel
+
+
+_PACKED = constant_arguments("weight", "bias")
+
+
+@lowering("aten::conv1d", "aten::conv2d", "aten::conv3d", check=all_of(FLOATS, _batched, _PACKED))
+def lower_conv(ctx: Lowering, node: fx.Node) -> None:
+    _lower(ctx, node, transposed=False, exact=False)
+
+
+@lowering("aten::conv_transpose1d", "aten::conv_transpose2d.input", check=all_of(FLOATS, _batched, _PACKED))
+def lower_conv_transpose(ctx: Lowering, node: fx.Node) -> None:
+    _lower(ctx, node, transposed=True, exact=False)
+
+
+@lowering("vqc::conv2d", check=all_of(FLOATS, _PACKED))
+def lower_exact_conv(ctx: Lowering, node: fx.Node) -> None:
+    _lower(ctx, node, transposed=False, exact=True)
+
+
+@lowering("vqc::conv_transpose2d", check=all_of(FLOATS, _PACKED))
+def lower_exact_conv_transpose(ctx: Lowering, node: fx.Node) -> None:
+    _lower(ctx, node, transposed=True, exact=True)

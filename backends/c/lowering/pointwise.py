@@ -1,0 +1,393 @@
+"""Pointwise operators: expressions that grow along chains and are emitted as one program each.
+
+A node whose only reader is another pointwise node of the same shape is not computed by itself: its expression goes into
+that node's. Everything stays what it was, operation by operation: the interpreter rounds each one once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from vqc.backends.c import expr as ex
+from vqc.backends.c.expr import Expr, apply, const
+from vqc.backends.c.lower import Lowering
+from vqc.backends.c.registry import all_of, lowering, op_name, tensors
+from vqc.ops.exact import SIXTH, argument
+from vqc.program import DTYPE_NAMES, Program, dtype_of, shape_of
+
+POINTWISE: set[str] = {
+    "quantized_decomposed::quantize_per_tensor", "quantized_decomposed::quantize_per_tensor.tensor",
+    "quantized_decomposed::dequantize_per_tensor", "quantized_decomposed::dequantize_per_tensor.tensor",
+    "quantized_decomposed::quantize_per_channel", "quantized_decomposed::dequantize_per_channel", "aten::batch_norm",
+}  # fmt: skip
+INTEGER_OPS = {"add", "sub", "mul", "max", "min", "lt", "le", "eq", "ne", "and", "or", "where", "neg", "abs", "sign", "not"}
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def operand(ctx: Lowering, node: fx.Node, arg: Any, integer: bool = False) -> Expr:
+    """An argument as an expression: a number, a lazy result of the same shape, or a load that broadcasts."""
+    if not isinstance(arg, fx.Node):
+        return const(float(arg))
+    tensor = ctx.constant(arg)
+    if tensor is not None and tensor.numel() == 1:
+        return const(float(tensor.item()))
+    found = ctx.env.get(arg)
+    if isinstance(found, Expr) and found.integer == integer and shape_of(arg) == shape_of(node):
+        return found
+    return ex.load(ctx.value(arg), integer)
+
+
+def _replace(e: Expr, old: Expr, new: Expr, known: dict[int, Expr]) -> Expr:
+    if e is old:
+        return new
+    if id(e) not in known:
+        args = tuple(_replace(a, old, new, known) for a in e.args)
+        same = all(a is b for a, b in zip(args, e.args, strict=True))
+        known[id(e)] = e if same else Expr(e.op, args, e.value, e.number, e.integer)
+    return known[id(e)]
+
+
+def finish(ctx: Lowering, node: fx.Node, e: Expr) -> None:
+    """Bind the node to its expression: lazily when the only reader can take it in, else computed now."""
+    lazy = [(a, ctx.env[a]) for a in node.all_input_nodes if isinstance(ctx.env.get(a), Expr)]
+    while ex.linearize(e) is None and lazy:  # too much for one program: compute the operands by themselves
+        arg, inner = lazy.pop()
+        e = _replace(e, inner, ex.load(ctx.value(arg), e.integer), {})
+    if e.op in ("const", "load"):  # a program needs an operation
+        e = apply("add", e, const(-0.0), integer=e.integer)
+    if _reader_takes(node, e.integer):
+        ctx.bind(node, e)
+        ctx.kernels[node.name] = "in the next pointwise kernel"
+    else:
+        ctx.bind(node, ctx.compute(e, node))
+
+
+def _reader_takes(node: fx.Node, integer: bool) -> bool:
+    if len(node.users) != 1:
+        return False
+    user = next(iter(node.users))
+    if user.op != "call_function" or op_name(user.target) not in POINTWISE or shape_of(user) != shape_of(node):
+        return False
+    # Integers narrower than the register would have to wrap; large ones do not fit a float.
+    return dtype_of(node) in ((torch.int64, torch.bool) if integer else (torch.float32, torch.bool, torch.uint8, torch.int8))
+
+
+def _is_integer(node: fx.Node) -> bool:
+    """Whether a node is computed in integers: an integer among the operands, and no float anywhere."""
+    kinds = {dtype_of(n) for n in (*node.all_input_nodes, node)}
+    numbers = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, float) and not a.is_integer()]
+    return torch.float32 not in kinds and bool(kinds & set(INTEGERS)) and not numbers
+
+
+def _pointwise(*ops: str, needs: tuple[str, ...] = (), check: Any = None) -> Any:
+    """Register a function (operand getter, node) -> Expr for these operators; `needs`: its operations."""
+
+    def wrap(build: Any) -> Any:
+        def integers_known(program: Program, node: fx.Node) -> str | None:
+            if _is_integer(node) and not set(needs) <= INTEGER_OPS:
+                kind = next(DTYPE_NAMES[d] for d in map(dtype_of, (*node.all_input_nodes, node)) if d in INTEGERS)
+                return f"it works on {kind}; this kernel takes float32"
+            rank = max((t.ndim for n in (node, *node.all_input_nodes) for t in tensors(n.meta["val"])), default=0)
+            return None if rank <= ex.MAX_DIMS else f"it has {rank} axes, the kernel takes {ex.MAX_DIMS}"
+
+        checks = [integers_known, *([check] if check else [])]
+
+        @lowering(*ops, check=all_of(*checks))
+        def lower(ctx: Lowering, node: fx.Node) -> None:
+            integer = _is_integer(node)
+
+            def get(arg: Any) -> Expr:
+                return operand(ctx, node, arg, integer)
+
+            e = build(get, node)
+            finish(ctx, node, _typed(e) if integer else e)
+
+        POINTWISE.update(ops)
+        return build
+
+    return wrap
+
+
+def _typed(e: Expr) -> Expr:
+    """The expression with its own operations marked as integer ones."""
+    if e.op in ("const", "load") or e.integer:
+        return e
+    return Expr(e.op, tuple(_typed(a) for a in e.args), e.value, e.number, True)
+
+
+# ---- one operation each --------------------------------------------------------------------------------------------
+
+_UNARY = {
+    "neg": "neg", "abs": "abs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "rint",
+    "sign": "sign", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sin": "sin", "cos": "cos",
+    "erf": "erf", "tanh": "tanh", "sigmoid": "sigmoid", "logical_not": "not",
+}  # fmt: skip
+_BINARY = {
+    "mul": "mul", "div": "div", "maximum": "max", "minimum": "min", "logical_and": "and", "logical_or": "or",
+    "atan2": "atan2", "remainder": "mod",
+}  # fmt: skip
+_COMPARE = {"lt": ("lt", False), "le": ("le", False), "gt": ("lt", True), "ge": ("le", True), "eq": ("eq", False),
+            "ne": ("ne", False)}  # fmt: skip
+
+
+def _register_simple() -> None:
+    for name, code in _UNARY.items():
+        _pointwise(f"aten::{name}", needs=(code,))(lambda get, n, code=code: apply(code, get(n.args[0])))
+    for name, code in _BINARY.items():
+        _pointwise(f"aten::{name}", f"aten::{name}.Tensor", f"aten::{name}.Scalar", needs=(code,))(
+            lambda get, n, code=code: apply(code, get(n.args[0]), get(n.args[1]))
+        )
+    for name, (code, swap) in _COMPARE.items():
+        _pointwise(f"aten::{name}.Tensor", f"aten::{name}.Scalar", needs=(code,))(
+            lambda get, n, code=code, swap=swap: apply(code, *[get(a) for a in (n.args[:2][::-1] if swap else n.args[:2])])
+        )
+    for name, code in (("exp", "exp_exact"), ("sigmoid", "sigmoid"), ("tanh", "tanh_exact")):
+        _pointwise(f"vqc::{name}", needs=(code,))(lambda get, n, code=code: apply(code, get(n.args[0])))
+
+
+_register_simple()
+
+
+def _scaled(e: Expr, factor: float) -> Expr:
+    return e if factor == 1 else apply("mul", e, const(factor))
+
+
+@_pointwise("aten::add.Tensor", "aten::add.Scalar", needs=("add", "mul"))
+def _add(get, node):
+    return apply("add", get(node.args[0]), _scaled(get(node.args[1]), argument(node, "alpha", 1)))
+
+
+@_pointwise("aten::sub.Tensor", "aten::sub.Scalar", needs=("sub", "mul"))
+def _sub(get, node):
+    return apply("sub", get(node.args[0]), _scaled(get(node.args[1]), argument(node, "alpha", 1)))
+
+
+@_pointwise("aten::rsub.Scalar", "aten::rsub.Tensor", needs=("sub", "mul"))
+def _rsub(get, node):
+    return apply("sub", get(node.args[1]), _scaled(get(node.args[0]), argument(node, "alpha", 1)))
+
+
+@_pointwise("aten::reciprocal", needs=("div",))
+def _reciprocal(get, node):
+    return apply("div", const(1.0), get(node.args[0]))
+
+
+@_pointwise("aten::rsqrt", needs=("div", "sqrt"))
+def _rsqrt(get, node):
+    return apply("div", const(1.0), apply("sqrt", get(node.args[0])))
+
+
+@_pointwise("aten::square", needs=("mul",))
+def _square(get, node):
+    x = get(node.args[0])
+    return apply("mul", x, x)
+
+
+@_pointwise("aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::floor_divide", needs=("div", "floor"))
+def _div_mode(get, node):
+    q = apply("div", get(node.args[0]), get(node.args[1]))
+    mode = argument(node, "rounding_mode") if node.target is not torch.ops.aten.floor_divide.default else "floor"
+    return q if mode is None else apply(mode, q)
+
+
+def _bools(program: Program, node: fx.Node) -> str | None:
+    bad = next((n for n in (*node.all_input_nodes, node) if dtype_of(n) != torch.bool), None)
+    return None if bad is None else f"{bad.name} is {DTYPE_NAMES[dtype_of(bad)]}; only truth values are taken"
+
+
+@_pointwise("aten::bitwise_and.Tensor", "aten::__and__.Tensor", needs=("and",), check=_bools)
+def _bitwise_and(get, node):
+    return apply("and", get(node.args[0]), get(node.args[1]))
+
+
+@_pointwise("aten::bitwise_or.Tensor", "aten::__or__.Tensor", needs=("or",), check=_bools)
+def _bitwise_or(get, node):
+    return apply("or", get(node.args[0]), get(node.args[1]))
+
+
+@_pointwise("aten::bitwise_xor.Tensor", "aten::logical_xor", needs=("ne",), check=_bools)
+def _bitwise_xor(get, node):
+    return apply("ne", get(node.args[0]), get(node.args[1]))
+
+
+@_pointwise("aten::bitwise_not", needs=("not",), check=_bools)
+def _bitwise_not(get, node):
+    return apply("not", get(node.args[0]))
+
+
+@_pointwise("aten::where.self", "aten::where.ScalarSelf", "aten::where.ScalarOther", "aten::where.Scalar", needs=("where",))
+def _where(get, node):
+    return apply("where", *(get(a) for a in node.args[:3]))
+
+
+@_pointwise("aten::masked_fill.Scalar", "aten::masked_fill.Tensor", needs=("where",))
+def _masked_fill(get, node):
+    return apply("where", get(node.args[1]), get(node.args[2]), get(node.args[0]))
+
+
+# ---- activations ---------------------------------------------------------------------------------------------------
+
+
+def _held(e: Expr, low: Any, high: Any) -> Expr:
+    if low is not None:
+        e = apply("max", e, low if isinstance(low, Expr) else const(low))
+    if high is not None:
+        e = apply("min", e, high if isinstance(high, Expr) else const(high))
+    return e
+
+
+@_pointwise("aten::relu", needs=("max",))
+def _relu(get, node):
+    return _held(get(node.args[0]), 0.0, None)
+
+
+@_pointwise("aten::relu6", needs=("max", "min"))
+def _relu6(get, node):
+    return _held(get(node.args[0]), 0.0, 6.0)
+
+
+@_pointwise("aten::hardtanh", needs=("max", "min"))
+def _hardtanh(get, node):
+    return _held(get(node.args[0]), argument(node, "min_val"), argument(node, "max_val"))
+
+
+@_pointwise("aten::clamp", "aten::clamp.Tensor", needs=("max", "min"))
+def _clamp(get, node):
+    low, high = (argument(node, k) for k in ("min", "max"))
+    return _held(get(node.args[0]), None if low is None else get(low), None if high is None else get(high))
+
+
+@_pointwise("aten::clamp_min", "aten::clamp_min.Tensor", needs=("max",))
+def _clamp_min(get, node):
+    return _held(get(node.args[0]), get(node.args[1]), None)
+
+
+@_pointwise("aten::clamp_max", "aten::clamp_max.Tensor", needs=("min",))
+def _clamp_max(get, node):
+    return _held(get(node.args[0]), None, get(node.args[1]))
+
+
+@_pointwise("aten::threshold", needs=("where", "le"))
+def _threshold(get, node):
+    x = get(node.args[0])
+    return apply("where", apply("le", x, get(node.args[1])), get(node.args[2]), x)
+
+
+@_pointwise("aten::leaky_relu", needs=("leaky",))
+def _leaky_relu(get, node):
+    return apply("leaky", get(node.args[0]), const(argument(node, "negative_slope")))
+
+
+@lowering("aten::prelu", "aten::_prelu_kernel", check=lambda p, n: None if dtype_of(n) == torch.float32 else "not float32")
+def lower_prelu(ctx: Lowering, node: fx.Node) -> None:
+    x, slope = operand(ctx, node, node.args[0]), ctx.constant(node.args[1])
+    if slope is not None and slope.numel() == 1:
+        finish(ctx, node, apply("leaky", x, const(slope.item())))
+        return
+    v = ctx.dense(node.args[1])
+    if len(v.shape) == 1 and len(shape_of(node)) > 1:  # one slope for each channel
+        shape = (v.shape[0], *(1,) * (len(shape_of(node)) - 2))
+        v = type(v)(v.buffer, v.dtype, shape, (1,) + (0,) * (len(shape) - 1), v.offset)
+    finish(ctx, node, apply("leaky", x, ex.load(v)))
+
+
+POINTWISE.update(("aten::prelu", "aten::_prelu_kernel"))
+
+
+def _gate(x: Expr) -> Expr:
+    return apply("mul", _held(apply("add", x, const(3.0)), 0.0, 6.0), const(SIXTH))
+
+
+@_pointwise("aten::hardsigmoid", "vqc::hardsigmoid", needs=("div",))
+def _hardsigmoid(get, node):
+    return _gate(get(node.args[0]))
+
+
+@_pointwise("aten::hardswish", "vqc::hardswish", needs=("div",))
+def _hardswish(get, node):
+    x = get(node.args[0])
+    return apply("mul", x, _gate(x))
+
+
+@_pointwise("aten::silu", "vqc::silu", needs=("sigmoid",))
+def _silu(get, node):
+    x = get(node.args[0])
+    return apply("mul", x, apply("sigmoid", x))
+
+
+@_pointwise("aten::gelu", needs=("erf",))
+def _gelu(get, node):
+    x = get(node.args[0])
+    if argument(node, "approximate") == "tanh":
+        cube = apply("mul", apply("mul", apply("mul", x, x), x), const(0.044715))
+        gate = apply("tanh", apply("mul", apply("add", x, cube), const(math.sqrt(2 / math.pi))))
+    else:
+        gate = apply("erf", apply("mul", x, const(math.sqrt(0.5))))
+    return apply("mul", apply("mul", x, const(0.5)), apply("add", gate, const(1.0)))
+
+
+@_pointwise("aten::elu", needs=("expm1",))
+def _elu(get, node):
+    x = get(node.args[0])
+    alpha, scale, inner = (float(argument(node, k)) for k in ("alpha", "scale", "input_scale"))
+    low = apply("mul", apply("expm1", _scaled(x, inner)), const(alpha * scale))
+    return apply("where", apply("lt", const(0.0), x), _scaled(x, scale), low)
+
+
+@_pointwise("aten::softplus", needs=("log1p",))
+def _softplus(get, node):
+    x = get(node.args[0])
+    beta, limit = float(argument(node, "beta")), float(argument(node, "threshold"))
+    z = _scaled(x, beta)
+    soft = _scaled(apply("log1p", apply("exp", z)), 1.0 / beta)
+    return apply("where", apply("lt", const(limit), z), x, soft)
+
+
+@_pointwise("aten::mish", needs=("tanh",))
+def _mish(get, node):
+    x = get(node.args[0])
+    soft = apply("where", apply("lt", const(20.0), x), x, apply("log1p", apply("exp", x)))
+    return apply("mul", x, apply("tanh", soft))
+
+
+@_pointwise("aten::lerp.Scalar", "aten::lerp.Tensor", needs=("add", "mul", "sub"))
+def _lerp(get, node):
+    a, b = get(node.args[0]), get(node.args[1])
+    return apply("add", a, apply("mul", get(node.args[2]), apply("sub", b, a)))
+
+
+@_pointwise("aten::addcmul", needs=("add", "mul"))
+def _addcmul(get, node):
+    product = apply("mul", get(node.args[1]), get(node.args[2]))
+    return apply("add", get(node.args[0]), _scaled(product, argument(node, "value", 1)))
+
+
+@_pointwise("aten::pow.Tensor_Scalar", "aten::pow.Tensor_Tensor", "aten::pow.Scalar", needs=("pow",))
+def _pow(get, node):
+    x, y = get(node.args[0]), node.args[1]
+    if y in (2, 3):
+        return apply("mul", x, x) if y == 2 else apply("mul", apply("mul", x, x), x)
+    if y == 0.5:
+        return apply("sqrt", x)
+    if y in (-1, -2):
+        return apply("div", const(1.0), x if y == -1 else apply("mul", x, x))
+    return apply("pow", x, get(y))
+
+
+# ---- conversions ---------------------------------------------------------------------------------------------------
+
+_LIMITS = {torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-32768, 32767)}
+
+
+@_pointwise("aten::_to_copy", "aten::to.dtype", needs=("add",))
+def _to_copy(get, node):
+    x, before, after = get(node.args[0]), dtype_of(node.args[0]), dtype_of(node)
+    if after == torch.bool and before != torch.bool:
+        return apply("ne", x, const(0.0))
+    if before == torch.float32 and after in INTEGERS:
+        return _held(apply("trunc", x), *_LIMITS.get(after, (None, None)))
+    return x

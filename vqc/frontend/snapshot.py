@@ -1,0 +1,191 @@
+"""The Python state a model lives in: taken before capture, put back after it, searched for recurrent tensors."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vqc.frontend import compat
+
+_LIMIT = 200_000  # containers; a model that reaches more holds a data set, not state
+_FOREIGN = set(sys.stdlib_module_names) | {"torch", "numpy"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place that holds a tensor or None: `container[key]`, called `path` ("encoder.gru.h", "memory.k[0]")."""
+
+    kind: str  # "buffer", "parameter" or "attribute"
+    path: str
+    container: Any
+    key: Any
+
+    def get(self) -> Any:
+        if isinstance(self.container, dict):
+            return self.container.get(self.key)
+        return self.container[self.key] if self.key < len(self.container) else None
+
+    def set(self, value: Any) -> None:
+        if isinstance(self.container, list) and self.key >= len(self.container):
+            self.container.extend([None] * (self.key + 1 - len(self.container)))
+        self.container[self.key] = value
+
+    @property
+    def origin(self) -> str:
+        return f"{self.kind} {self.path}"
+
+
+def roots_of(target: Any) -> dict[str, Any]:
+    """The objects a callable keeps its state in, by name."""
+    if isinstance(target, nn.Module):
+        return {"": target}
+    if isinstance(target, functools.partial):
+        return {**roots_of(target.func), **{f"argument{i}": a for i, a in enumerate(target.args)}, **target.keywords}
+    if isinstance(target, types.MethodType):
+        return {"": target.__self__}
+    if isinstance(target, types.FunctionType):
+        found: dict[str, Any] = {}
+        for name, cell in zip(target.__code__.co_freevars, target.__closure__ or (), strict=True):
+            try:
+                found[name] = cell.cell_contents
+            except ValueError:  # a variable that is not yet set
+                continue
+        names = [n for n in target.__code__.co_names if isinstance(target.__globals__.get(n), nn.Module)]
+        return {**found, **{n: target.__globals__[n] for n in names}}
+    return {"": target}
+
+
+def modules_of(target: Any) -> dict[str, nn.Module]:
+    """Every submodule a callable reaches, by qualified name."""
+    found: dict[str, nn.Module] = {}
+    for name, root in roots_of(target).items():
+        if isinstance(root, nn.Module):
+            found.update({f"{name}.{n}".strip("."): m for n, m in root.named_modules()})
+        elif hasattr(root, "__dict__") and not _is_foreign(root):
+            for key, value in vars(root).items():
+                if isinstance(value, nn.Module):
+                    prefix = f"{name}.{key}".strip(".")
+                    found.update({f"{prefix}.{n}".strip("."): m for n, m in value.named_modules()})
+    return found
+
+
+def _is_foreign(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] in _FOREIGN
+
+
+def _walk(roots: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(path, kind, container) of every dictionary, list and set reachable from the roots, each once."""
+    seen: set[int] = set()
+    stack: list[tuple[str, str, Any]] = [(name, "attribute", x) for name, x in reversed(list(roots.items()))]
+    while stack and len(seen) < _LIMIT:
+        path, kind, x = stack.pop()
+        if id(x) in seen or isinstance(x, (torch.Tensor, str, bytes, int, float, type, types.ModuleType)):
+            continue
+        seen.add(id(x))
+        dot = f"{path}." if path else ""
+        if isinstance(x, nn.Module):
+            yield path, "attribute", x.__dict__
+            parts = x.__dict__
+            for key, value in parts.items():
+                if key in ("_parameters", "_buffers"):
+                    yield path, key[1:-1], value
+                    seen.add(id(value))
+                elif key == "_modules":
+                    yield path, "module", value
+                    stack += [(f"{dot}{k}", "attribute", v) for k, v in value.items() if v is not None]
+                else:
+                    stack.append((f"{dot}{key}", "attribute", value))
+        elif type(x) in (dict, OrderedDict, defaultdict):
+            yield path, kind, x
+            stack += [(f"{path}[{k!r}]", "attribute", v) for k, v in x.items()]
+        elif type(x) in (list, deque, tuple):
+            if type(x) is not tuple:
+                yield path, kind, x
+            stack += [(f"{path}[{i}]", "attribute", v) for i, v in enumerate(x)]
+        elif type(x) is set:
+            yield path, kind, x
+        elif isinstance(x, (types.FunctionType, types.MethodType, functools.partial)):
+            stack += [(f"{dot}{n}", "attribute", v) for n, v in roots_of(x).items()]
+        elif hasattr(x, "__dict__") and (not _is_foreign(x) or isinstance(x, types.SimpleNamespace)):
+            yield path, "attribute", x.__dict__
+            stack += [(f"{dot}{k}", "attribute", v) for k, v in x.__dict__.items()]
+
+
+def slots(roots: dict[str, Any]) -> dict[str, Slot]:
+    """Every place reachable from the roots that holds a tensor or None, by its path."""
+    found: dict[str, Slot] = {}
+    for path, kind, container in _walk(roots):
+        if isinstance(container, dict):
+            items: Any = list(container.items())
+        elif isinstance(container, list):
+            items = list(enumerate(container))
+        else:
+            continue
+        for key, value in items:
+            if value is None or isinstance(value, torch.Tensor):
+                plain = isinstance(key, str) and key.isidentifier()
+                name = f"{path}.{key}".strip(".") if plain else f"{path}[{key!r}]"
+                found.setdefault(name, Slot(kind, name, container, key))
+    return found
+
+
+class Snapshot:
+    """A copy of everything reachable from some objects that a run of them may change. `restore()` puts it back.
+
+    Tensors written in place are not in here: the recorder saves their bytes at the first write.
+    """
+
+    def __init__(self, roots: dict[str, Any]):
+        self.roots = roots
+        self.containers: list[tuple[Any, Any]] = []
+        self.tensors: list[tuple[torch.Tensor, torch.Tensor, int, bool]] = []
+        seen: set[int] = set()
+        for _, _, c in _walk(roots):
+            self.containers.append((c, type(c)(c) if not isinstance(c, defaultdict) else dict(c)))
+            for v in c.values() if isinstance(c, dict) else list(c):
+                if isinstance(v, torch.Tensor) and id(v) not in seen:
+                    seen.add(id(v))
+                    self.tensors.append((v, v.detach(), compat.storage_key(v), v.requires_grad))
+        self.random = _random_state()
+
+    def restore(self) -> None:
+        for container, saved in self.containers:
+            if isinstance(container, dict):
+                same = len(container) == len(saved) and all(
+                    a is b and container[a] is saved[b] for a, b in zip(container, saved, strict=True)
+                )
+                if not same:
+                    container.clear()
+                    container.update(saved)
+            elif isinstance(container, list):
+                container[:] = saved
+            else:
+                container.clear()
+                container.update(saved) if isinstance(container, set) else container.extend(saved)
+        for tensor, alias, key, grad in self.tensors:
+            if compat.storage_key(tensor) != key or tensor.shape != alias.shape or tensor.stride() != alias.stride():
+                tensor.data = alias
+            if tensor.requires_grad != grad and tensor.is_leaf:
+                tensor.requires_grad_(grad)
+        _set_random_state(self.random)
+
+
+def _random_state() -> tuple[Any, ...]:
+    numpy = sys.modules.get("numpy")
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy is not None else None
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    if state[2] is not None:
+        sys.modules["numpy"].random.set_state(state[2])
