@@ -77,7 +77,7 @@ class FoldConstants(Pass):
             if node not in roots or not any(u not in roots or u in left for u in node.users):
                 continue
             value = node.meta["val"]
-            if isinstance(value, tuple):  # its getitems are constants, or stay
+            if isinstance(value, (tuple, list)):  # its getitems are constants, or stay
                 left.add(node)
                 continue
             size = _bytes(value)
@@ -115,7 +115,7 @@ def _computable(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
         return False
     value = node.meta["val"]
-    tensors = value if isinstance(value, tuple) else (value,)
+    tensors = value if isinstance(value, (tuple, list)) else (value,)
     plain = not is_random(node.target) and op_name(node.target) not in STAYS_LOW_BIT
     return plain and bool(tensors) and all(isinstance(v, torch.Tensor) for v in tensors)
 

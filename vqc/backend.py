@@ -18,10 +18,10 @@ from torch import fx
 
 from vqc import compat
 from vqc.door import report as _report
-from vqc.door.engines import InductorEngine, ProgramEngine, leave_to_inductor
-from vqc.door.facts import calls_modules, differentiates, has_subgraphs, study
+from vqc.door.engines import engine_for, leave_as_it_is
+from vqc.door.facts import Facts, differentiates, has_subgraphs, study
 from vqc.door.options import DoorOptions, keep_clips, parse
-from vqc.door.part import Engine, Part
+from vqc.door.part import Part
 from vqc.door.report import PartReport, reports
 from vqc.errors import BackendError
 
@@ -49,36 +49,36 @@ def vqc_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str 
             way_out="switch it off; vqc binds weights itself and checks them at every call",
         )
     report = _report.new_report(chosen.target, chosen.report)
-    report.calls = sum(n.op in ("call_function", "call_method") for n in gm.graph.nodes)
-    why = _not_for_parts(gm, example_inputs, chosen, report)
+    report.calls = sum(n.op in ("call_function", "call_method", "call_module") for n in gm.graph.nodes)
+    if not report.calls:
+        report.route = "nothing to compute"
+        report.publish()
+        return gm.forward
+    facts = None if _is_dynamic(example_inputs) else study(gm, example_inputs)
+    why = _as_it_is(gm, example_inputs, chosen, facts)
     if why:
-        return leave_to_inductor(gm, example_inputs, chosen, why, report)
-    engine: Engine = InductorEngine(chosen) if _plain_inductor(chosen) else ProgramEngine(chosen)
-    part = Part(gm, example_inputs, engine, report)
+        return leave_as_it_is(gm, example_inputs, chosen, why, report)
+    engine = engine_for(chosen, gm, example_inputs, report)
+    part = Part(gm, example_inputs, engine, report, facts)
     _parts.add(part)
-    if not part.numbers:  # with dynamic sizes, code is made for the sizes that are really met
+    if facts is not None:  # with dynamic sizes, code is made for the sizes that are really met
         part.prepare(example_inputs)
     return part
 
 
-def _plain_inductor(chosen: DoorOptions) -> bool:
-    return chosen.is_float and chosen.target == "inductor"
+def _is_dynamic(inputs: Sequence[Any]) -> bool:
+    return not all(isinstance(x, torch.Tensor) for x in inputs)
 
 
-def _not_for_parts(gm: fx.GraphModule, inputs: Sequence[Any], chosen: DoorOptions, report: PartReport) -> str:
-    """Why a graph goes to Inductor exactly as Dynamo made it; "" when its weights can be bound."""
-    if differentiates(inputs):
-        if chosen.is_float:
-            return "training: an input or a weight requires gradients (call it under torch.no_grad() for speed)"
-        report.note("gradients are not computed: a recipe's results are detached (call it under torch.no_grad())")
-    if calls_modules(gm):
+def _as_it_is(gm: fx.GraphModule, inputs: Sequence[Any], chosen: DoorOptions, facts: Facts | None) -> str:
+    """Why a graph is taken exactly as Dynamo made it, weights as inputs; "" when its weights can be bound."""
+    if chosen.is_float and differentiates(inputs):
+        return "training: an input or a weight requires gradients (call it under torch.no_grad() for speed)"
+    if any(n.op == "call_module" for n in gm.graph.nodes):
         return "the graph calls modules"
-    if all(isinstance(x, torch.Tensor) for x in inputs):
-        facts = study(gm, inputs)
-        if facts.aliased:
-            return "two inputs share memory that the graph writes"
-        return facts.unknown
-    return "dynamic sizes around a sub-graph (scan, cond, checkpoint)" if has_subgraphs(gm) else ""
+    if facts is None:
+        return "dynamic sizes around a sub-graph (scan, cond, checkpoint)" if has_subgraphs(gm) else ""
+    return "two inputs share memory that the graph writes" if facts.aliased else facts.unknown
 
 
 def refresh() -> None:

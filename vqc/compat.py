@@ -6,8 +6,9 @@ Everything here was tried on torch 2.11 to 2.13; `tests/door/test_compat.py` say
 from __future__ import annotations
 
 import inspect
+import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +39,17 @@ def source_name(node: fx.Node) -> str:
         return ""
     name = source.name
     return str(name() if callable(name) else name)  # a method up to 2.9, an attribute since
+
+
+def weight_paths(nodes: Sequence[fx.Node]) -> list[str]:
+    """The qualified names of the parameters and buffers behind graph inputs: `backbone.conv.weight`; "" for others.
+
+    All are "" when they come from more than one object: their names might clash.
+    """
+    sources = [source_name(n) if is_registered(n) else "" for n in nodes]
+    if len({s.split("._", 1)[0] for s in sources if s}) > 1:
+        return [""] * len(sources)
+    return [".".join(re.findall(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", s)) for s in sources]
 
 
 def is_registered(node: fx.Node) -> bool:

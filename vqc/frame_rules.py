@@ -230,7 +230,7 @@ def leading(mixed_dims: int) -> Callable[[Call], Result]:
         keeps = not f.placed or f.axis < len(c.shape(c.first)) - mixed_dims
         result = f if keeps and c.others_neutral(c.first) else c.mixed()
         value = c.node.meta["val"]
-        return tuple(result for _ in value) if isinstance(value, tuple) else result
+        return tuple(result for _ in value) if isinstance(value, (tuple, list)) else result
 
     return rule
 
@@ -360,5 +360,5 @@ def call_frames(node: fx.Node, layout: Mapping[str, Frames], several: Mapping[st
     if rule is None:
         unknown = call.mixed()
         value = node.meta.get("val")
-        return tuple(unknown for _ in value) if isinstance(value, tuple) else unknown
+        return tuple(unknown for _ in value) if isinstance(value, (tuple, list)) else unknown
     return rule(call)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from handmade import Hand, aten, reasons, run
 
+from vqc.calibration import Statistics
 from vqc.known_ranges import known_ranges, pixel_grid
+from vqc.passes.channel_balance import balance
 from vqc.passes.observe import Observe
 from vqc.passes.quantize import Quantize, tail_layers
 from vqc.pipeline import PassContext, parse
@@ -15,7 +17,8 @@ def normalised(mid_groups: int = 1, cin: int = 3):
     """A picture, normalised per channel, through conv - relu - conv - conv."""
     h = Hand()
     x = h.input("x", 1, cin, 8, 8)
-    mean, std = h.const("mean", torch.rand(1, cin, 1, 1)), h.const("std", torch.rand(1, cin, 1, 1) + 0.2)
+    mean, std = h.const("mean", torch.rand(1, cin, 1, 1, generator=h.generator)), h.const(
+        "std", torch.rand(1, cin, 1, 1, generator=h.generator) + 0.2)
     n = h(aten.div.Tensor, h(aten.sub.Tensor, x, mean), std)
     a = h(aten.conv2d, n, h.const("w0", h.rand(4, cin, 3, 3)), h.const("b0", h.rand(4)), [1, 1], [1, 1])
     w1 = h.const("w1", h.rand(4, 4 // mid_groups, 3, 3))
@@ -46,7 +49,7 @@ def test_counts_reasons_and_closeness():
     assert after.history[-1].rewrites == {"activation": 2, "weight": 2}
     assert reasons(after) == {"conv2d_2": "it makes a result directly (tail=float)"}
     assert tail_layers(before) == {before.node("conv2d_2")}
-    assert sqnr(run(before, [frames[0]])[0], run(after, [frames[0]])[0]) > 33
+    assert sqnr(run(before, [frames[0]])[0], run(after, [frames[0]])[0]) > 30
 
 
 def test_eight_bit_pictures_lose_nothing():
@@ -87,11 +90,17 @@ def test_channel_scales_where_channels_differ(groups):
     plain, _ = quantized(before, granularity="tensor")
     assert kinds(auto) == ["quantize_per_channel", "quantize_per_channel"]
     assert kinds(plain) == ["quantize_per_channel", "quantize_per_tensor"]
-    assert kinds(quantized(normalised(groups))[0])[1] == "quantize_per_tensor"
     want = run(before.with_outputs(["conv2d_1"]), [frames[0]])[-1]
     worst = [min(sqnr(want[:, c], run(p.with_outputs(["conv2d_1"]), [frames[0]])[-1][:, c]) for c in range(4))
              for p in (auto, plain)]  # fmt: skip
     assert worst[0] > 30 and worst[0] > worst[1] + 10
+
+
+def test_even_channels_keep_one_scale():
+    program, seen = normalised(), Statistics()
+    seen.update(torch.rand(1, 1, 8, 8).expand(1, 4, 8, 8))
+    assert balance(program, program.node("conv2d_1"), seen, 256, 8) is None
+    assert balance(program, program.node("conv2d_1"), seen, 256, 8, always=True) is not None
 
 
 @pytest.mark.parametrize("options", [{"granularity": "channel"}, {"tail": "quantized"}, {"method": "mse"},

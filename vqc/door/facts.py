@@ -112,10 +112,6 @@ def differentiates(inputs: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
 
 
-def calls_modules(gm: fx.GraphModule) -> bool:
-    return any(n.op == "call_module" for n in gm.graph.nodes)
-
-
 def has_subgraphs(gm: fx.GraphModule) -> bool:
     """Whether the graph has higher-order operators (scan, cond, checkpoint ...)."""
     return any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in gm.graph.nodes)

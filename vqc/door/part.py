@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from vqc import compat
 from vqc.door.binding import Binding, Run, picker
 from vqc.door.facts import Facts, is_constant, study
 from vqc.door.report import PartReport
@@ -52,11 +53,13 @@ class Engine(ABC):
 class Part:
     """The callable the door gives to Dynamo for one graph."""
 
-    def __init__(self, gm: fx.GraphModule, example: Sequence[Any], engine: Engine, report: PartReport):
+    def __init__(self, gm: fx.GraphModule, example: Sequence[Any], engine: Engine, report: PartReport,
+                 facts: Facts | None = None):  # fmt: skip
         nodes = placeholders(gm)
         self.gm = bind(gm, {})[0]  # clean: Dynamo's own keeps fake tensors and may change
         self.engine, self.report = engine, report
-        self.names = [n.name for n in nodes]
+        self.paths = compat.weight_paths(nodes)
+        self.names = [path or n.name for path, n in zip(self.paths, nodes, strict=True)]
         self.numbers = [i for i, x in enumerate(example) if not isinstance(x, torch.Tensor)]
         self.weights = {i for i, x in enumerate(example) if is_constant(nodes[i], x)}
         self.parameters = {i for i in self.weights if isinstance(example[i], torch.nn.Parameter)}
@@ -69,6 +72,7 @@ class Part:
         self.sizes: list[Any] = []
         self.changes = 0
         self.lock = threading.RLock()
+        self.facts = facts  # of the first call; a later one is studied again, for its inputs may share memory
         report.calls = sum(n.op in ("call_function", "call_method", "call_module") for n in gm.graph.nodes)
 
     # ---- a call ------------------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ class Part:
         return ""
 
     def _specialise(self, args: Sequence[Any], shapes: Any) -> Run:
-        facts = study(self.gm, args)
+        facts, self.facts = self.facts or study(self.gm, args), None
         if facts.unknown:
             self.closed = True
             return self._weights_as_inputs(args, facts.unknown)
@@ -152,7 +156,7 @@ class Part:
         constants = [i for i in sorted(self.weights - facts.written - facts.opaque) if self.engine.takes(args[i])]
         fixed = {i: args[i] for i in (*constants, *self.numbers)}
         start = time.perf_counter()
-        gm, left = bind(self.gm, fixed)
+        gm, left = bind(self.gm, fixed, {i: self.paths[i] for i in constants})
         code = self.engine.bound(gm, [args[i] for i in left], [left.index(i) for i in sorted(facts.written)], self.report)
         pick = picker(left)
         binding = Binding(lambda *a: code(*pick(a)), constants, args, self.held, shapes)

@@ -33,10 +33,11 @@ def held_tensors(gm: fx.GraphModule) -> list[torch.Tensor]:
     return list({id(t): t for t in tensors}.values())
 
 
-def bind(gm: fx.GraphModule, bound: Mapping[int, Any]) -> tuple[fx.GraphModule, list[int]]:
+def bind(gm: fx.GraphModule, bound: Mapping[int, Any], names: Mapping[int, str] | None = None
+         ) -> tuple[fx.GraphModule, list[int]]:  # fmt: skip
     """A copy of the graph with the inputs in `bound` fixed: tensors become attributes, numbers plain arguments.
 
-    Returns the copy and the indices of the inputs that are left, in order. Tensors are shared with the caller, not
+    `names` gives the attributes' paths where there are good ones. Returns the copy and the indices of the inputs that are left, in order. Tensors are shared with the caller, not
     copied, so that a result that is a weight (or a view of one) is that weight's memory, as in the original.
     """
     graph = fx.Graph()
@@ -50,7 +51,8 @@ def bind(gm: fx.GraphModule, bound: Mapping[int, Any]) -> tuple[fx.GraphModule, 
             if index not in bound:
                 left.append(index)
             elif isinstance(bound[index], torch.Tensor):
-                key = f"bound_{index}"
+                key = (names or {}).get(index) or f"bound_{index}"
+                key = key if key not in root else f"bound_{index}"
                 root[key] = bound[index]
                 values[n] = graph.get_attr(key)
                 continue

@@ -86,10 +86,15 @@ class Recorder:
         finally:
             self._paused = before
 
-    def input(self, name: str, tensor: torch.Tensor) -> fx.Node:
-        """Make a tensor an input of the graph; all inputs come before the recording."""
+    def input(self, name: str, tensor: torch.Tensor, keep: bool = False) -> fx.Node:
+        """Make a tensor an input of the graph; all inputs come before the recording.
+
+        `keep`: the tensor belongs to the model, so its bytes are saved before the first write.
+        """
         node = self.em.placeholder(name, tensor)
-        self._new_root(tensor, node, data=True)
+        value = self._new_root(tensor, node, data=True)
+        if keep:
+            value.storage.external = tensor
         return node
 
     def is_data(self, tensor: torch.Tensor) -> bool:

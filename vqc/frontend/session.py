@@ -16,19 +16,53 @@ from vqc.frontend import compat
 from vqc.frontend.decisions import Plan
 from vqc.frontend.functionalize import geometry
 from vqc.frontend.recorder import Names, Recorder
-from vqc.frontend.snapshot import Slot, Snapshot, slots
+from vqc.frontend.snapshot import Slot, Snapshot, attribute_homes, slots
 from vqc.frontend.source import ModuleTrail
 from vqc.frontend.target import Target
 
 
 @dataclass
 class SlotState:
-    """A recurrent tensor the model keeps in itself: where, and its value at the first frame."""
+    """Recurrent tensors the model keeps in one attribute: the leaves `which` of its value.
+
+    `resets` are their values at the first frame, `live` the model's own tensors (None: zeros are put there first).
+    """
 
     slot: Slot
-    reset: torch.Tensor
-    name: str
-    none_first: bool = False
+    spec: pytree.TreeSpec
+    leaves: list[Any]
+    which: list[int]
+    names: list[str]
+    resets: list[torch.Tensor]
+    live: list[torch.Tensor | None]
+
+    def value(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The attribute's value with these tensors for the states."""
+        leaves = list(self.leaves)
+        for i, t in zip(self.which, tensors, strict=True):
+            leaves[i] = t
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def tensors_in(self, value: Any) -> list[torch.Tensor] | None:
+        """The state tensors in a value of the attribute, None when its structure or their shapes are others."""
+        leaves, spec = pytree.tree_flatten(value)
+        if spec != self.spec:
+            return None
+        found = [leaves[i] for i in self.which]
+        fits = all(
+            isinstance(t, torch.Tensor) and t.shape == r.shape and t.dtype == r.dtype
+            for t, r in zip(found, self.resets, strict=True)
+        )
+        return found if fits else None
+
+
+@dataclass
+class Change:
+    """An attribute that holds tensors depending on the data after a run: its value then, and which leaves do."""
+
+    slot: Slot
+    value: Any
+    which: list[int]
 
 
 @dataclass
@@ -39,8 +73,8 @@ class Recording:
     results: list[Any]  # flat leaves of the user's result: nodes, or plain values
     out_spec: pytree.TreeSpec
     out_paths: list[str]
-    next_slots: list[fx.Node]  # next value of every SlotState
-    slots_after: dict[str, Any] = field(default_factory=dict)  # slots whose tensor depends on the data
+    nexts: list[fx.Node]  # next value of every tensor of every SlotState
+    changes: dict[str, Change] = field(default_factory=dict)
     mutated_inputs: dict[str, fx.Node] = field(default_factory=dict)
 
 
@@ -53,6 +87,7 @@ class Session:
         self.names = target.leaf_names(args, kwargs)
         self.snapshot = Snapshot(target.roots)
         self.start = slots(target.roots)
+        self.homes = set(attribute_homes(target.roots))
         self.weights = self._weight_names()
         self.slot_states: list[SlotState] = []
         self.state_leaves: list[int] = []  # leaves that are states, in the order of the states
@@ -61,9 +96,10 @@ class Session:
     def _weight_names(self) -> Names:
         names: Names = {}
         for path, slot in self.start.items():
-            tensor = slot.get()
-            if isinstance(tensor, torch.Tensor) and compat.storage_key(tensor) != -1:
-                names.setdefault((compat.storage_key(tensor), geometry(tensor)), path)
+            for where, tensor in pytree.tree_flatten_with_path(slot.get())[0]:
+                if isinstance(tensor, torch.Tensor) and compat.storage_key(tensor) != -1:
+                    name = ".".join([path, *(str(getattr(k, "idx", getattr(k, "key", k))) for k in where)])
+                    names.setdefault((compat.storage_key(tensor), geometry(tensor)), name)
         return names
 
     # ---- arguments -----------------------------------------------------------------------------------------------
@@ -95,14 +131,6 @@ class Session:
             for tensor, saved in self._bytes.values():
                 tensor.untyped_storage().copy_(saved)
 
-    def keep_bytes(self) -> None:
-        """Before plain eager runs: copy every tensor that a recording found written in place."""
-        for tensor in [s.get() for s in self.start.values()]:
-            if isinstance(tensor, torch.Tensor) and compat.storage_key(tensor) in self._written:
-                self._bytes.setdefault(compat.storage_key(tensor), (tensor, tensor.untyped_storage().clone()))
-
-    _written: frozenset[int] = frozenset()
-
     def record(self, plan: Plan | None = None) -> Recording:
         """Run the target once from the start and record it. Errors of the user's code come through as they are."""
         trail = ModuleTrail({id(m): n for n, m in self.target.modules.items()})
@@ -114,47 +142,58 @@ class Session:
             for storage in recorder.written:
                 if storage.saved is not None and storage.external is not None:
                     self._bytes.setdefault(storage.key, (storage.external, storage.saved))
-            self._written = self._written | {s.key for s in recorder.written if s.external is not None}
             self._restore()
 
     def _record(self, recorder: Recorder) -> Recording:
         copies, args, kwargs = self.fresh()
         for i in [*self.input_leaves(), *self.state_leaves]:
             recorder.input(self.names[i], copies[i])
-        resets = [s.reset.clone() for s in self.slot_states]
-        for s, tensor in zip(self.slot_states, resets, strict=True):
-            recorder.input(s.name, tensor)
-            s.slot.set(tensor)
+        for s in self.slot_states:
+            self._install(recorder, s)
         with recorder.recording():
             out = self.target.run(recorder, args, kwargs)
-            with recorder.paused():
-                pairs, spec = pytree.tree_flatten_with_path(out)
+            pairs, spec = pytree.tree_flatten_with_path(out)
             results = [recorder.node_of(x) if isinstance(x, torch.Tensor) else _plain(x) for _, x in pairs]
-            after = slots(self.target.roots)
-            nexts = []
-            for s in self.slot_states:
-                now = after[s.slot.path].get() if s.slot.path in after else None
-                if not isinstance(now, torch.Tensor):
-                    now = resets[len(nexts)]
-                nexts.append(recorder.node_of(now))
-            changed = self._changed(recorder, after)
+            nexts = [recorder.node_of(t) for s in self.slot_states for t in self._now(s)]
+            changes = self._changes(recorder)
             mutated = {}
             for i in self.input_leaves():
-                value = recorder._value(copies[i])
-                if value.storage.version:
+                if recorder.storages[compat.storage_key(copies[i])].version:
                     mutated[self.names[i]] = recorder.node_of(copies[i])
-        paths = [_path_text(p) for p, _ in pairs]
-        return Recording(recorder, results, spec, paths, nexts, changed, mutated)
+        return Recording(recorder, results, spec, [_path_text(p) for p, _ in pairs], nexts, changes, mutated)
 
-    def _changed(self, recorder: Recorder, after: dict[str, Slot]) -> dict[str, tuple[Slot, torch.Tensor]]:
-        """Slots whose tensor depends on the data after the run, and that are no states yet."""
+    def _install(self, recorder: Recorder, s: SlotState) -> None:
+        tensors = []
+        for name, reset, live in zip(s.names, s.resets, s.live, strict=True):
+            tensor = live if live is not None else reset.clone()
+            recorder.input(name, tensor, keep=live is not None)
+            tensors.append(tensor)
+        if any(t is None for t in s.live):
+            s.slot.container[s.slot.key] = s.value(tensors)
+
+    def _now(self, s: SlotState) -> list[torch.Tensor]:
+        value = s.slot.get()
+        tensors = s.tensors_in(value)
+        if tensors is None:
+            shown = [tuple(t.shape) for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+            raise CaptureError(
+                f"{s.slot.origin} does not keep its shape from one step to the next",
+                why=f"its tensors are {[tuple(r.shape) for r in s.resets]} before a step and {shown} after it",
+                way_out="capture the whole clip at once, or keep a memory of fixed size",
+            )
+        return tensors
+
+    def _changes(self, recorder: Recorder) -> dict[str, Change]:
+        """Attributes that hold data after the run, in homes that were there at the start, and that are no states yet."""
         known = {s.slot.path for s in self.slot_states}
         found = {}
-        for path, slot in after.items():
-            tensor = slot.get()
-            if isinstance(tensor, torch.Tensor) and path not in known and recorder.is_data(tensor):
-                # the slot itself may be new (a rebuilt list): keep where it will be found from the start
-                found[path] = (self.start.get(path, slot), tensor.detach().clone())
+        for path, slot in slots(self.target.roots).items():
+            if path in known or id(slot.container) not in self.homes:
+                continue
+            leaves = pytree.tree_leaves(slot.get())
+            which = [i for i, t in enumerate(leaves) if isinstance(t, torch.Tensor) and recorder.is_data(t)]
+            if which:
+                found[path] = Change(slot, slot.get(), which)
         return found
 
     def eager(self, leaves: Sequence[Any]) -> Any:

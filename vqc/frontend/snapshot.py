@@ -16,28 +16,25 @@ from torch import nn
 
 from vqc.frontend import compat
 
+_MODULE_PARTS = set(nn.Module().__dict__) - {"training"}
 _LIMIT = 200_000  # containers; a model that reaches more holds a data set, not state
 _FOREIGN = set(sys.stdlib_module_names) | {"torch", "numpy"}
 
 
+MISSING = object()
+
+
 @dataclass(frozen=True)
 class Slot:
-    """One place that holds a tensor or None: `container[key]`, called `path` ("encoder.gru.h", "memory.k[0]")."""
+    """One attribute that may hold tensors, alone or in lists and dictionaries: `container[key]`, called `path`."""
 
     kind: str  # "buffer", "parameter" or "attribute"
     path: str
-    container: Any
-    key: Any
+    container: dict[str, Any]
+    key: str
 
     def get(self) -> Any:
-        if isinstance(self.container, dict):
-            return self.container.get(self.key)
-        return self.container[self.key] if self.key < len(self.container) else None
-
-    def set(self, value: Any) -> None:
-        if isinstance(self.container, list) and self.key >= len(self.container):
-            self.container.extend([None] * (self.key + 1 - len(self.container)))
-        self.container[self.key] = value
+        return self.container.get(self.key, MISSING)
 
     @property
     def origin(self) -> str:
@@ -93,11 +90,11 @@ def _walk(roots: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
         seen.add(id(x))
         dot = f"{path}." if path else ""
         if isinstance(x, nn.Module):
-            yield path, "attribute", x.__dict__
+            yield path, "attributes", x.__dict__
             parts = x.__dict__
             for key, value in parts.items():
                 if key in ("_parameters", "_buffers"):
-                    yield path, key[1:-1], value
+                    yield path, key[1:], value
                     seen.add(id(value))
                 elif key == "_modules":
                     yield path, "module", value
@@ -116,26 +113,25 @@ def _walk(roots: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
         elif isinstance(x, (types.FunctionType, types.MethodType, functools.partial)):
             stack += [(f"{dot}{n}", "attribute", v) for n, v in roots_of(x).items()]
         elif hasattr(x, "__dict__") and (not _is_foreign(x) or isinstance(x, types.SimpleNamespace)):
-            yield path, "attribute", x.__dict__
+            yield path, "attributes", x.__dict__
             stack += [(f"{dot}{k}", "attribute", v) for k, v in x.__dict__.items()]
 
 
 def slots(roots: dict[str, Any]) -> dict[str, Slot]:
-    """Every place reachable from the roots that holds a tensor or None, by its path."""
+    """Every attribute of a module or object reachable from the roots, by its path ("encoder.gru.h")."""
     found: dict[str, Slot] = {}
     for path, kind, container in _walk(roots):
-        if isinstance(container, dict):
-            items: Any = list(container.items())
-        elif isinstance(container, list):
-            items = list(enumerate(container))
-        else:
-            continue
-        for key, value in items:
-            if value is None or isinstance(value, torch.Tensor):
-                plain = isinstance(key, str) and key.isidentifier()
-                name = f"{path}.{key}".strip(".") if plain else f"{path}[{key!r}]"
-                found.setdefault(name, Slot(kind, name, container, key))
+        if kind in ("attributes", "buffers", "parameters"):
+            for key in container:
+                if isinstance(key, str) and key not in _MODULE_PARTS:
+                    name = f"{path}.{key}".strip(".")
+                    found.setdefault(name, Slot(kind.removesuffix("s"), name, container, key))
     return found
+
+
+def attribute_homes(roots: dict[str, Any]) -> dict[int, tuple[str, str]]:
+    """Path and kind of every dictionary that holds attributes, by its id."""
+    return {id(c): (path, kind) for path, kind, c in _walk(roots) if kind in ("attributes", "buffers", "parameters")}
 
 
 class Snapshot:

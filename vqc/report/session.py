@@ -7,7 +7,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,14 +181,6 @@ def strip_rows(clip: Tensor, reference: Playback, played: Playback, count: int =
         a, b = reference.pictures[t], played.pictures[t]
         result.append([clip[t + offset], a, b, ((a - b).abs() * 10).clamp(0, 1)])
     return result
-
-
-def set_threads(threads: int | None) -> None:
-    """Let PyTorch compute with this many threads (None: leave it as it is)."""
-    if threads is not None:
-        with suppress(RuntimeError):  # once work between operators has begun its pool cannot change; that is no loss
-            torch.set_num_interop_threads(1)
-        torch.set_num_threads(threads)
 
 
 def _number(value: float) -> str:

@@ -22,7 +22,7 @@ void vqc_resize_bilinear_f32(const vqc_model *m, const vqc_resize_params *p, con
 typedef struct vqc_grid_params {
     int32_t n, c, h, w, oh, ow;
     int32_t nearest, border, align_corners; /* truth values; not border: zeros outside */
-    size_t scratch;                         /* for one worker: 32 bytes for each of ow */
+    size_t scratch;                         /* for one worker: 24 bytes for each of ow */
 } vqc_grid_params;
 
 /* Samples of x [n,c,h,w] at grid [n,oh,ow,2], (x, y) in [-1, 1]; y [n,c,oh,ow]. */

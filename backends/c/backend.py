@@ -1,0 +1,124 @@
+"""CBackend: the C code generator behind the targets "native" and "portable"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import fx
+
+from vqc.backends import Backend
+from vqc.backends.c.build import TARGET_FLAGS, Compiler, build_library, find_compiler
+from vqc.backends.c.emit import Model, generate
+from vqc.backends.c.lower import lower
+from vqc.backends.c.registry import why_not
+from vqc.backends.c.runtime import CExecutable, CModel
+from vqc.errors import TargetError, UnsupportedOp
+from vqc.executable import CompileReport, Executable
+from vqc.program import Declined, Program, op_text
+
+FALLBACKS = ("eager", "none")
+OPTIONS = {"cc": (str, type(None)), "threads": (int,), "fallback": (str,), "self_test": (bool,)}
+
+
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with their defaults; TargetError for an unknown one or a value of the wrong kind."""
+    for key, value in options.items():
+        if key not in OPTIONS:
+            raise TargetError(f"the C backend has no option {key!r}", way_out="use " + ", ".join(sorted(OPTIONS)))
+        if not isinstance(value, OPTIONS[key]):
+            raise TargetError(f"option {key} cannot be {value!r}",
+                              why="it must be " + " or ".join(t.__name__ for t in OPTIONS[key]))  # fmt: skip
+    found = {"cc": None, "threads": 1, "fallback": "eager", "self_test": True} | dict(options)
+    if found["fallback"] not in FALLBACKS:
+        raise TargetError(f"option fallback cannot be {found['fallback']!r}", way_out="use " + " or ".join(FALLBACKS))
+    if not 1 <= found["threads"] <= 256:
+        raise TargetError(f"option threads cannot be {found['threads']}", way_out="use 1 to 256")
+    return found
+
+
+def unsupported(program: Program, target: str) -> list[Declined]:
+    """Every call the backend has no kernel for, with the reason."""
+    reasons = ((n, why_not(program, n, target)) for n in program.calls)
+    return [Declined(n.name, reason) for n, reason in reasons if reason is not None]
+
+
+def refuse(program: Program, missing: list[Declined], way_out: str) -> UnsupportedOp:
+    """The error that lists every node without a kernel."""
+    lines = []
+    for d in missing:
+        node = program.node(d.node)
+        lines.append(f"{d.node} ({op_text(node.target)}): {d.reason}; {node.meta.get('source', 'source unknown')}")
+    return UnsupportedOp(f"the C backend cannot take {len(missing)} of {len(program.calls)} operators of {program.name}",
+                         why="; ".join(lines), way_out=way_out)  # fmt: skip
+
+
+def generate_model(program: Program, target: str, workers: int = 1) -> Model:
+    """The C of a Program whose every call is supported."""
+    states = {s.output for s in program.states}
+    outputs = [n.name for i, n in enumerate(program.result_nodes) if i not in states]
+    named = [program.outputs[i] if i < len(program.outputs) else n for i, n in enumerate(outputs)]
+    return generate(lower(program, target, workers), [i.name for i in program.inputs], named, program.notes)
+
+
+class CBackend(Backend):
+    """Whole-model C, ahead of time. Options: cc, threads, fallback ("eager" or "none"), self_test (export)."""
+
+    name: ClassVar[str] = "c"
+
+    def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
+        return why_not(program, node, target)
+
+    def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
+        """An Executable on this machine's processor.
+
+        Raises TargetError (no compiler, bad option) and, with fallback "none", UnsupportedOp listing every operator
+        without a kernel. With fallback "eager" those run in PyTorch, and the report says which and why.
+        """
+        opts = read_options(options)
+        if target not in TARGET_FLAGS:
+            raise TargetError(f"the C backend cannot compile for {target!r} here",
+                              way_out="use " + " or ".join(TARGET_FLAGS))  # fmt: skip
+        missing = unsupported(program, target)
+        if missing:
+            if opts["fallback"] == "none":
+                raise refuse(program, missing, "use option fallback=eager, or rewrite these operators")
+            from vqc.backends.c.partition import compile_partitioned
+
+            return compile_partitioned(program, target, missing, find_compiler(opts["cc"]), opts["threads"])
+        return compile_whole(program, target, find_compiler(opts["cc"]), opts["threads"])
+
+    def export(self, program: Program, target: str, folder: Path, options: Mapping[str, Any]) -> Path:
+        """Write C sources, weights, a CMake file and a self-test into a new folder.
+
+        Raises UnsupportedOp for operators without a kernel, ArtifactError when the folder cannot be written or holds
+        something else.
+        """
+        from vqc.backends.c.export import export_folder
+
+        opts = read_options(options)
+        if target not in TARGET_FLAGS:
+            raise TargetError(f"the C backend has no target {target!r}", way_out="use " + " or ".join(TARGET_FLAGS))
+        missing = unsupported(program, target)
+        if missing:
+            raise refuse(program, missing, "rewrite these operators: exported C cannot fall back to PyTorch")
+        return export_folder(program, generate_model(program, target, opts["threads"]), target, Path(folder), opts)
+
+
+def compile_whole(program: Program, target: str, compiler: Compiler, threads: int) -> CExecutable:
+    """Compile a Program whose every call is supported."""
+    model = generate_model(program, target, threads)
+    sources = dict(model.sources)
+    extra: tuple[str, ...] = ()
+    if threads > 1:
+        from vqc.backends.c.emit import KERNELS
+
+        sources["vqc_pool_threads.c"] = (KERNELS / "vqc_pool_threads.c").read_text()
+        extra = ("-pthread",)
+    library = build_library(sources, target, compiler, extra)
+    report = CompileReport(
+        "c", target, dict(model.lowered.kernels), notes=[f"compiler: {compiler.version}", f"threads: {threads}"],
+        arena_bytes=model.arena_size, weight_bytes=len(model.weights), state_bytes=model.state_size,
+    )  # fmt: skip
+    return CExecutable(program, report, CModel(model, library, threads))

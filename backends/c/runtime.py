@@ -1,0 +1,139 @@
+"""Running a generated model in this process: the compiled library through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vqc.backends.c.emit import Model
+from vqc.backends.c.ir import ALIGN
+from vqc.errors import ArtifactError, InputError, TargetError
+from vqc.executable import CompileReport, Executable
+from vqc.program import Program
+
+# vqc_error in vqc_common.h
+WEIGHT_ERRORS = range(4, 9)
+
+
+class ModelStruct(ctypes.Structure):
+    """vqc_model."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p), ("arena", ctypes.c_void_p), ("parallel", ctypes.c_void_p), ("pool", ctypes.c_void_p),
+        ("program", ctypes.c_uint64), ("workers", ctypes.c_int32),
+    )  # fmt: skip
+
+
+def aligned(size: int) -> torch.Tensor:
+    """A u8 tensor of `size` bytes (at least one) that starts at a multiple of 64."""
+    raw = torch.empty(max(size, 1) + ALIGN, dtype=torch.uint8)
+    shift = -raw.data_ptr() % ALIGN
+    return raw[shift : shift + max(size, 1)]
+
+
+class CModel:
+    """One loaded model with its own arena and weights; `run` steps a state held by the caller.
+
+    Not safe for two threads at once: load a second one (the library is shared).
+    """
+
+    def __init__(self, model: Model, library: Path, threads: int = 1):
+        self.model = model
+        self.library = ctypes.CDLL(str(library))
+        self._struct = ModelStruct()
+        self._weights = aligned(len(model.weights))
+        self._weights.copy_(torch.frombuffer(bytearray(model.weights), dtype=torch.uint8))
+        self._arena = aligned(model.arena_size)
+        self._run = self._function("run", [ctypes.c_void_p] * 4)
+        self._reset = self._function("reset", [ctypes.c_void_p] * 2)
+        self._pool = self._start(threads)
+        self.init(self._weights, len(model.weights), self._arena, model.arena_size)
+
+    def _function(self, name: str, arguments: list, result: type = ctypes.c_int):  # type: ignore[type-arg]
+        f = getattr(self.library, f"{self.model.name}_{name}")
+        f.argtypes, f.restype = arguments, result
+        return f
+
+    def _start(self, threads: int) -> ctypes.c_void_p | None:
+        if threads <= 1:
+            return None
+        start = self.library.vqc_pool_start
+        start.argtypes, start.restype = [ctypes.c_int], ctypes.c_void_p
+        pool = start(threads)
+        if not pool:
+            raise TargetError(f"{threads} threads could not be started", way_out="use fewer (option threads)")
+        return pool
+
+    def __del__(self) -> None:
+        if getattr(self, "_pool", None):
+            stop = self.library.vqc_pool_stop
+            stop.argtypes, stop.restype = [ctypes.c_void_p], None
+            stop(self._pool)
+            self._pool = None
+
+    def strerror(self, code: int) -> str:
+        return self._function("strerror", [ctypes.c_int], ctypes.c_char_p)(code).decode()
+
+    def _check(self, code: int, what: str) -> None:
+        if code == 0:
+            return
+        kind = ArtifactError if code in WEIGHT_ERRORS else TargetError
+        raise kind(f"{self.model.name}: {what} failed", why=self.strerror(code),
+                   way_out="generate and compile the model again")  # fmt: skip
+
+    def init(self, weights: torch.Tensor, weights_size: int, arena: torch.Tensor, arena_size: int) -> None:
+        """NAME_init on given memory; ArtifactError when the weights are not this program's, whole and undamaged."""
+        f = self._function("init", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t])
+        code = f(ctypes.byref(self._struct), weights.data_ptr(), weights_size, arena.data_ptr(), arena_size)
+        self._check(code, "loading the weights")
+        if self._pool:
+            self._struct.parallel = ctypes.cast(self.library.vqc_pool_for, ctypes.c_void_p)
+            self._struct.pool = self._pool
+
+    def new_state(self) -> torch.Tensor:
+        """A state block at its reset value."""
+        state = aligned(self.model.state_size)
+        self._check(self._reset(ctypes.byref(self._struct), state.data_ptr()), "reset")
+        return state
+
+    def step(self, state: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """One step: `state` (from `new_state`) is replaced in place; returns the outputs as fresh tensors."""
+        lowered = self.model.lowered
+        held = [x.contiguous() for x in inputs]
+        outputs = [torch.empty(v.shape, dtype=v.dtype) for v in lowered.outputs]
+        given = (ctypes.c_void_p * max(len(held), 1))(*[x.data_ptr() for x in held])
+        wanted = (ctypes.c_void_p * max(len(outputs), 1))(*[x.data_ptr() for x in outputs])
+        self._check(self._run(ctypes.byref(self._struct), state.data_ptr(), given, wanted), "a step")
+        return outputs
+
+    def state_tensors(self, state: torch.Tensor) -> list[torch.Tensor]:
+        """The states as tensors in the block's memory."""
+        return [
+            state[v.buffer.place : (v.buffer.place or 0) + v.buffer.size].view(v.dtype).view(v.shape)
+            for v in self.model.lowered.states
+        ]
+
+
+class CExecutable(Executable):
+    """A Program compiled to C, run in this process on CPU tensors."""
+
+    def __init__(self, program: Program, report: CompileReport, model: CModel):
+        super().__init__(program, report)
+        self.model = model
+        self._states = {s.output for s in program.states}
+
+    def _run(self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        for x in (*inputs, *state):
+            if x.device.type != "cpu":
+                raise InputError(f"a tensor is on {x.device}", why="C code runs on the CPU", way_out="use x.cpu()")
+        block = aligned(self.model.model.state_size)  # fresh: the given state stays as it is
+        held = self.model.state_tensors(block)
+        for mine, given in zip(held, state, strict=True):
+            mine.copy_(given)
+        results = iter(self.model.step(block, inputs))
+        next_state = dict(zip((s.output for s in self.program.states), held, strict=True))
+        count = len(self.program.result_nodes)
+        return [next_state[i] if i in next_state else next(results) for i in range(count)]
