@@ -20,7 +20,7 @@ from vqc import compat
 from vqc.door import report as _report
 from vqc.door.engines import engine_for, leave_as_it_is
 from vqc.door.facts import Facts, differentiates, has_subgraphs, study
-from vqc.door.options import DoorOptions, keep_clips, parse
+from vqc.door.options import keep_clips, parse
 from vqc.door.part import Part
 from vqc.door.report import PartReport, reports
 from vqc.errors import BackendError
@@ -54,8 +54,9 @@ def vqc_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str 
         report.route = "nothing to compute"
         report.publish()
         return gm.forward
-    facts = None if _is_dynamic(example_inputs) else study(gm, example_inputs)
-    why = _as_it_is(gm, example_inputs, chosen, facts)
+    training = chosen.is_float and differentiates(example_inputs)
+    facts = None if training or _is_dynamic(example_inputs) else study(gm, example_inputs)
+    why = _as_it_is(gm, training, facts)
     if why:
         return leave_as_it_is(gm, example_inputs, chosen, why, report)
     engine = engine_for(chosen, gm, example_inputs, report)
@@ -70,9 +71,9 @@ def _is_dynamic(inputs: Sequence[Any]) -> bool:
     return not all(isinstance(x, torch.Tensor) for x in inputs)
 
 
-def _as_it_is(gm: fx.GraphModule, inputs: Sequence[Any], chosen: DoorOptions, facts: Facts | None) -> str:
+def _as_it_is(gm: fx.GraphModule, training: bool, facts: Facts | None) -> str:
     """Why a graph is taken exactly as Dynamo made it, weights as inputs; "" when its weights can be bound."""
-    if chosen.is_float and differentiates(inputs):
+    if training:
         return "training: an input or a weight requires gradients (call it under torch.no_grad() for speed)"
     if any(n.op == "call_module" for n in gm.graph.nodes):
         return "the graph calls modules"

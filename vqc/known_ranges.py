@@ -104,7 +104,9 @@ def pixel_grid(program: Program, node: fx.Node, levels: int = 256) -> PixelGrid 
         if declared.get(node.name) != (0.0, 1.0) or val.ndim != 4:
             return None
         channels = val.shape[1]
-        return PixelGrid(torch.full((channels,), 1 / (levels - 1), dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
+        return PixelGrid(
+            torch.full((channels,), 1 / (levels - 1), dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+        )
     if node.target not in (aten.sub.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor) or node.kwargs:
         return None
     if not isinstance(node.args[0], fx.Node):

@@ -219,16 +219,11 @@ class Program:
     def clone(self) -> Program:
         """A copy with its own graph; constants are shared tensors and must never be written in place."""
         graph = fx.Graph()
-        val_map: dict[fx.Node, fx.Node] = {}
-        out = graph.graph_copy(self.graph, val_map)
-        old = self.output_node
-        new = graph.output(out)
-        new.meta = dict(old.meta)
-        for before, after in val_map.items():  # stable names: a clone prints exactly as its original
-            after.name = before.name
-        for before in self.graph.nodes:
-            if before is not old:
-                graph._graph_namespace.create_name(before.name, None)
+        copies: dict[fx.Node, fx.Node] = {}
+        for n in self.graph.nodes:  # node by node, so that names stay: a clone prints exactly as its original
+            args, kwargs = fx.node.map_arg((n.args, n.kwargs), copies.__getitem__)
+            copies[n] = graph.create_node(n.op, n.target, args, kwargs, n.name)
+            copies[n].meta = dict(n.meta)
         return Program(
             self.name, graph, dict(self.constants), self.inputs, self.outputs, self.states, self.assumptions,
             self.signature, self.history, self.example, self.notes,
@@ -353,7 +348,11 @@ class Program:
         for i in self.inputs:
             known = f" in [{i.known_range[0]:g}, {i.known_range[1]:g}]" if i.known_range else ""
             frames = f" {i.frames}" if i.frames else ""
-            lines.append(f"  input {i.name}: {DTYPE_NAMES.get(i.dtype, i.dtype)}{list(i.shape)}{known}{frames}".replace(", ", ","))
+            lines.append(
+                f"  input {i.name}: {DTYPE_NAMES.get(i.dtype, i.dtype)}{list(i.shape)}{known}{frames}".replace(
+                    ", ", ","
+                )
+            )
         results = self.result_nodes
         for s in self.states:
             known = f" in [{s.known_range[0]:g},{s.known_range[1]:g}]" if s.known_range else ""
@@ -372,7 +371,12 @@ class Program:
             schema = node.target._schema.arguments
             defaults = [a.default_value if a.has_default_value() else ... for a in schema]
         args = list(node.args)
-        while args and len(args) <= len(defaults) and defaults[len(args) - 1] is not ... and args[-1] == defaults[len(args) - 1]:
+        while (
+            args
+            and len(args) <= len(defaults)
+            and defaults[len(args) - 1] is not ...
+            and args[-1] == defaults[len(args) - 1]
+        ):
             args.pop()
         shown = [_value_text(self, a) for a in args]
         shown += [f"{k}={_value_text(self, v)}" for k, v in node.kwargs.items()]
@@ -411,7 +415,11 @@ def meta_of(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
     if isinstance(value, (tuple, list)):
-        return type(value)(meta_of(v) for v in value) if not hasattr(value, "_fields") else tuple(meta_of(v) for v in value)
+        return (
+            type(value)(meta_of(v) for v in value)
+            if not hasattr(value, "_fields")
+            else tuple(meta_of(v) for v in value)
+        )
     return value
 
 

@@ -66,7 +66,8 @@ def only_functions(p: Program) -> Iterator[str]:
         if n.op in ("call_method", "call_module"):
             yield f"{n.name} is a {n.op}"
         if n.op == "call_function" and not (
-            isinstance(n.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)) or n.target is operator.getitem
+            isinstance(n.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator))
+            or n.target is operator.getitem
         ):
             yield f"{n.name} calls {n.target}, which is no operator"
 

@@ -70,10 +70,18 @@ def find_compiler(cc: str | None = None) -> Compiler:
                               way_out="pip install vqc[compiler], or set option cc")  # fmt: skip
         command = (found,)
     version = _version(command)
-    return Compiler(command, f"zig cc, {version}" if command == _zig() else version)
+    return Compiler(command, f"zig cc, {version}" if command[-1] == "cc" and len(command) > 1 else version)
 
 
 def _zig() -> tuple[str, ...]:
+    """zig's C compiler from the ziglang package: its program itself, which starts faster than `python -m ziglang`."""
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or spec.origin is None:
+        raise TargetError("the ziglang package is not installed", way_out="pip install vqc[compiler], or set option cc")
+    for name in ("zig", "zig.exe"):
+        program = Path(spec.origin).parent / name
+        if program.exists():
+            return (str(program), "cc")
     return (sys.executable, "-m", "ziglang", "cc")
 
 

@@ -6,6 +6,7 @@ state of its own. The text depends on nothing but the plan, so that the same pro
 
 from __future__ import annotations
 
+import hashlib
 import keyword
 import math
 import re
@@ -275,7 +276,7 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
         at = f"(unsigned char *)state + {state.buffer.place}"
         source = "memset({}, 0, {});" if not any(raw) else "memcpy({}, m->weights + " + str(value.buffer.place) + ", {});"
         resets.append("    " + source.format(at, size))
-    stateful = "1" if lowered.states else "0"
+    program_id = hashlib.sha256("\n".join([hash_bytes.hex(), *emitter.tables, *calls]).encode()).hexdigest()[:16]
     used = "\n".join(calls)
     macros = {
         "A": "#define A(offset) ((void *)(m->arena + (offset)))",
@@ -289,7 +290,7 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
         f'#include "{name}.h"', "", "#include <math.h>", "#include <string.h>", "", *(f'#include "{h}"' for h in families), "",
         "static const unsigned char weights_hash[32] = {" + ", ".join(f"0x{b:02x}" for b in hash_bytes) + "};", "",
         *emitter.tables, "",
-        f"#define PROGRAM_ID 0x{hash_bytes[:8].hex()}u", "",
+        f"#define PROGRAM_ID 0x{program_id}u", "",
         f"size_t {name}_arena_size(void) {{ return {plan.size}u; }}",
         f"size_t {name}_state_size(void) {{ return {lowered.state_size}u; }}",
         f"size_t {name}_weights_size(void) {{ return {weights_size}u; }}",
@@ -310,7 +311,7 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
         f"static int check(const {name}_model *m, const void *state) {{",
         "    if (m == NULL) return VQC_E_NULL;",
         "    if (m->program != PROGRAM_ID) return VQC_E_MODEL;",
-        f"    if (state == NULL) return {stateful} ? VQC_E_NULL : VQC_OK;",
+        f"    if (state == NULL) return {'VQC_E_NULL' if lowered.states else 'VQC_OK'};",
         "    return (uintptr_t)state % VQC_ALIGN != 0 ? VQC_E_ALIGN : VQC_OK;", "}", "",
         f"int {name}_reset(const {name}_model *m, void *state) {{",
         "    const int error = check(m, state);",

@@ -1,10 +1,11 @@
 """A barrier against wrong folding: what keeps Inductor from changing a network's meaning when weights are frozen.
 
 Frozen Inductor folds `conv(x) + c`, `- c`, `* c`, `/ c` with a constant c (batch norm becomes these) into the filter. It
-takes the filter's first axis for the result's channels. Two cases come out wrong or fail (torch 2.13):
+takes the filter's first axis for the result's channels. Three cases come out wrong or fail (torch 2.13):
 
 * a transposed convolution: its first axis are the channels that come in;
-* a constant that runs along the width, or height, and is as long as there are channels.
+* a constant that runs along the width, or height, and is as long as there are channels;
+* `torch.add(conv(x), c, alpha=a)`: the factor is lost.
 
 There a view that changes nothing is put between the two; it is dropped after freezing, and the filter is packed as ever.
 """
@@ -47,7 +48,7 @@ class FoldingBarrier(CustomGraphPass):
 
 def _folds_right(conv: fx.Node, user: fx.Node) -> bool:
     transposed = conv.args[6]
-    if transposed:
+    if transposed or user.kwargs:
         return False
     other = user.args[1] if user.args[0] is conv else user.args[0]
     if not isinstance(other, fx.Node):

@@ -10,7 +10,9 @@ from vqc.calibration import Statistics, find_range
 from vqc.calibration.statistics import BINS
 from vqc.errors import PipelineError
 
-frames = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(1e-4, 1e4), st.floats(-1e3, 1e3)), min_size=1, max_size=6)
+frames = st.lists(
+    st.tuples(st.integers(0, 2**31 - 1), st.floats(1e-4, 1e4), st.floats(-1e3, 1e3)), min_size=1, max_size=6
+)
 
 
 def tensor(seed: int, scale: float, shift: float) -> torch.Tensor:

@@ -17,8 +17,10 @@ def normalised(mid_groups: int = 1, cin: int = 3):
     """A picture, normalised per channel, through conv - relu - conv - conv."""
     h = Hand()
     x = h.input("x", 1, cin, 8, 8)
-    mean, std = h.const("mean", torch.rand(1, cin, 1, 1, generator=h.generator)), h.const(
-        "std", torch.rand(1, cin, 1, 1, generator=h.generator) + 0.2)
+    mean, std = (
+        h.const("mean", torch.rand(1, cin, 1, 1, generator=h.generator)),
+        h.const("std", torch.rand(1, cin, 1, 1, generator=h.generator) + 0.2),
+    )
     n = h(aten.div.Tensor, h(aten.sub.Tensor, x, mean), std)
     a = h(aten.conv2d, n, h.const("w0", h.rand(4, cin, 3, 3)), h.const("b0", h.rand(4)), [1, 1], [1, 1])
     w1 = h.const("w1", h.rand(4, 4 // mid_groups, 3, 3))

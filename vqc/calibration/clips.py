@@ -41,7 +41,9 @@ def as_clips(source: Any, program: Program) -> Clips:
     if isinstance(source, Clips):
         clips = [list(c) for c in source.clips]
     elif source is None:
-        raise CalibrationError("no calibration clip was given", way_out="pass calibration=..., e.g. vqc.video.read_clip")
+        raise CalibrationError(
+            "no calibration clip was given", way_out="pass calibration=..., e.g. vqc.video.read_clip"
+        )
     else:
         clips = [[_step(s) for s in clip] for clip in _clips(source, program)]
     checked = []
@@ -75,7 +77,11 @@ def _clips(source: Any, program: Program) -> Iterable[Iterable[Any]]:
     if items and all(isinstance(i, (list, Clips)) for i in items):
         return [_frames(i, program) if isinstance(i, torch.Tensor) else i for i in items]
     first = program.inputs[0] if program.inputs else None
-    if items and first is not None and all(isinstance(i, torch.Tensor) and tuple(i.shape) != first.shape for i in items):
+    if (
+        items
+        and first is not None
+        and all(isinstance(i, torch.Tensor) and tuple(i.shape) != first.shape for i in items)
+    ):
         return [_frames(i, program) for i in items]
     return [items]
 

@@ -38,7 +38,7 @@ class InductorEngine(Engine):
         return inductor.compile_plain(gm, inputs, self.options.inductor)
 
 
-def leave_to_inductor(gm: fx.GraphModule, inputs: Sequence[Any], options: DoorOptions, why: str, report: PartReport
+def leave_as_it_is(gm: fx.GraphModule, inputs: Sequence[Any], options: DoorOptions, why: str, report: PartReport
                       ) -> Run:  # fmt: skip
     """Inductor on the graph exactly as Dynamo made it, weights as inputs, gradients and dynamic sizes included."""
     report.route = "left to Inductor as it is"
@@ -49,3 +49,7 @@ def leave_to_inductor(gm: fx.GraphModule, inputs: Sequence[Any], options: DoorOp
     return compiled
 class ProgramEngine(InductorEngine):
     pass
+
+
+def engine_for(options, gm, example, report):
+    return InductorEngine(options)

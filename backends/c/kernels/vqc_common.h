@@ -40,7 +40,7 @@ typedef struct vqc_model {
     unsigned char *arena;
     vqc_parallel_for parallel;
     void *pool;
-    uint64_t program; /* first bytes of the weights' hash */
+    uint64_t program; /* which program initialised it */
     int32_t workers;  /* how many may run at once: the arena holds scratch for so many */
 } vqc_model;
 

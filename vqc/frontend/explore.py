@@ -1,0 +1,137 @@
+"""Settling what Python asked the data: run the other branch too, and compare what was computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from vqc.errors import CaptureError, VqcError
+from vqc.frontend.canonical import content_key
+from vqc.frontend.decisions import WAYS_OUT, Decision, Plan, Site, TooLong, tests_exact_equality
+from vqc.frontend.session import Recording, Session
+
+
+@dataclass
+class Settled:
+    """Decisions that became run-time checks (`assumed`), and notes on all."""
+
+    assumed: list[Decision] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def text(self, decision: Decision) -> str:
+        return f"{decision.operator} is {decision.value} ({self.reasons[id(decision)]})"
+
+    def assume(self, decisions: list[Decision], why: str) -> None:
+        self.assumed += decisions
+        self.reasons.update({id(d): why for d in decisions})
+        self.notes.append(f"assumed, and checked at every step: {decisions[0].place} is {decisions[0].value}; {why}")
+
+
+def settle(session: Session) -> tuple[Recording, Settled]:
+    """Record the target and settle every place where Python read a value of the data.
+
+    Reads at one line of code are flipped together, so there is one more run for each such line. A read that changes
+    nothing (a logger) is dropped. One that tests floats for exact equality, and one whose other branch only raises,
+    become assumptions. Raises CaptureError for all others.
+    """
+    plan = Plan()
+    recording = session.record(plan)
+    settled = Settled()
+    if not plan.made:
+        return recording, settled
+    keys: dict[Any, int] = {}
+    mine = summary(recording, keys)
+    limit = 4 * recording.recorder.count + 2000
+    sites: dict[Site, list[Decision]] = {}
+    for d in plan.made:
+        sites.setdefault(d.site, []).append(d)
+    free: list[Site] = []
+    for site, decisions in sites.items():
+        outcome = _other(session, frozenset([site]), limit, keys, mine)
+        if outcome == "":
+            free.append(site)
+        else:
+            _judge(settled, decisions, outcome)
+    if len(free) > 1 and _other(session, frozenset(free), limit, keys, mine) != "":
+        for site in free:
+            _judge_joint(settled, sites[site])
+    else:
+        settled.notes += [f"a look at the data without effect on the result: {sites[s][0].place}" for s in free]
+    return recording, settled
+
+
+def _other(session: Session, flipped: frozenset[Site], limit: int, keys: dict[Any, int], mine: Any) -> str:
+    """ "" when the other branch computes the same, "raises NAME: text", or "differs"."""
+    try:
+        other = session.record(Plan(flipped, limit))
+    except (TooLong, VqcError):
+        return "differs"
+    except Exception as e:  # whatever the user's code raises in a branch that was forced is an answer, not a failure
+        return f"raises {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+    return "" if summary(other, keys) == mine else "differs"
+
+
+def _judge(settled: Settled, decisions: list[Decision], outcome: str) -> None:
+    first = decisions[0]
+    if all(d.is_bool for d in decisions):
+        if outcome.startswith("raises"):
+            settled.assume(decisions, f"otherwise the network {outcome}")
+            return
+        if all(tests_exact_equality(d.node) for d in decisions):
+            settled.assume(decisions, "a test of floats for exact equality; the other case is another network")
+            return
+    raise CaptureError(
+        f"{first.operator} reads a value that depends on the input, and it decides what is computed",
+        where=str(first.place or ""),
+        why=f"it was {first.value!r}; with another value the network computes something else",
+        way_out=WAYS_OUT,
+    )
+
+
+def _judge_joint(settled: Settled, decisions: list[Decision]) -> None:
+    if not all(d.is_bool for d in decisions):
+        _judge(settled, decisions, "differs")
+    settled.assume(decisions, "together with other tests it decides what is computed")
+
+
+def summary(recording: Recording, keys: dict[Any, int]) -> Any:
+    """A value that is equal for recordings which compute the same results and next states from the same inputs."""
+    constants = recording.recorder.em.constants
+    weights = set(recording.recorder.names.values())
+    number: dict[fx.Node, int] = {}
+
+    def key_of(node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return ("input", node.name)
+        if node.op == "get_attr":
+            name = str(node.target)
+            if name in weights or not isinstance(constants[name], torch.Tensor):
+                return ("weight", name)
+            return ("constant", content_key(constants[name]))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Ref(number[n]))
+        return (node.target, repr(args), repr(kwargs))
+
+    live: list[fx.Node] = [n for n in [*recording.results, *recording.nexts] if isinstance(n, fx.Node)]
+    seen = set(live)
+    for n in live:  # grows while it is walked
+        for a in n.all_input_nodes:
+            if a not in seen:
+                seen.add(a)
+                live.append(a)
+    for n in recording.recorder.em.graph.nodes:
+        if n in seen:
+            number[n] = keys.setdefault(key_of(n), len(keys))
+    return (
+        [number[x] if isinstance(x, fx.Node) else ("value", repr(x)) for x in recording.results],
+        [number[n] for n in recording.nexts],
+        str(recording.out_spec),
+    )
+
+
+@dataclass(frozen=True)
+class _Ref:
+    number: int
