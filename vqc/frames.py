@@ -113,6 +113,8 @@ def reshaped(frames: Frames, before: Sequence[int], after: Sequence[int]) -> Fra
     """The frames of a row-major tensor of shape `before` seen as one of shape `after`."""
     if not frames.placed:
         return frames
+    if 0 in after:
+        return mix([frames])
     outside = math.prod(before[: frames.axis]) * frames.outer  # elements of this layout: [outside, count, rest]
     seen = 1
     for axis, size in enumerate(after):

@@ -89,7 +89,7 @@ class CModel:
         f = self._function("init", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t])
         code = f(ctypes.byref(self._struct), weights.data_ptr(), weights_size, arena.data_ptr(), arena_size)
         self._check(code, "loading the weights")
-        if self._pool:
+        if self._pool is not None:
             self._struct.parallel = ctypes.cast(self.library.vqc_pool_for, ctypes.c_void_p)
             self._struct.pool = self._pool
 

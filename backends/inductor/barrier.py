@@ -1,13 +1,14 @@
 """A barrier against wrong folding: what keeps Inductor from changing a network's meaning when weights are frozen.
 
-Frozen Inductor folds `conv(x) + c`, `- c`, `* c`, `/ c` with a constant c (batch norm becomes these) into the filter. It
-takes the filter's first axis for the result's channels. Three cases come out wrong or fail (torch 2.13):
+Frozen Inductor folds `conv(x) + c`, `- c`, `* c`, `/ c` with a constant c (batch norm becomes these) into the filter.
+It takes the filter's first axis for the result's channels. Three cases come out wrong or fail (torch 2.13):
 
 * a transposed convolution: its first axis are the channels that come in;
 * a constant that runs along the width, or height, and is as long as there are channels;
 * `torch.add(conv(x), c, alpha=a)`: the factor is lost.
 
-There a view that changes nothing is put between the two; it is dropped after freezing, and the filter is packed as ever.
+There a view that changes nothing is put between the two; it is dropped after freezing, and the filter is packed as
+ever.
 """
 
 from __future__ import annotations
@@ -32,32 +33,55 @@ class FoldingBarrier(CustomGraphPass):
         if self.before is not None:
             self.before(graph)
         for conv in graph.find_nodes(op="call_function", target=aten.convolution.default):
-            if len(conv.users) != 1:
-                continue  # never folded
-            user = next(iter(conv.users))
-            if user.target in _FOLDED and not _folds_right(conv, user):
-                with graph.inserting_before(user):
-                    view = graph.call_function(aten.view.default, (conv, list(conv.meta["val"].shape)))
-                view.meta["val"] = conv.meta["val"]
-                user.replace_input_with(conv, view)
+            _protect(graph, conv)
 
     def uuid(self) -> Any:
         own = get_hash_for_files((__file__,))
         return own if self.before is None else (own, self.before.uuid())
 
 
-def _folds_right(conv: fx.Node, user: fx.Node) -> bool:
-    transposed = conv.args[6]
-    if transposed or user.kwargs:
-        return False
-    other = user.args[1] if user.args[0] is conv else user.args[0]
+def _protect(graph: fx.Graph, conv: fx.Node) -> None:
+    """Follow the chain that would be folded, one after the other, up to the first link that would come out wrong."""
+    link = conv
+    while len(link.users) == 1:  # what has more users is never folded
+        user = next(iter(link.users))
+        if user.target not in _FOLDED:
+            return
+        other = user.args[1] if user.args[0] is link else user.args[0]
+        if not _would_fold(conv, other):
+            return
+        if not _folds_right(conv, other) or user.kwargs:
+            with graph.inserting_before(user):
+                view = graph.call_function(aten.view.default, (link, list(link.meta["val"].shape)))
+            view.meta["val"] = link.meta["val"]
+            user.replace_input_with(link, view)
+            return
+        link = user
+
+
+def _shapes(conv: fx.Node, other: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the filter and of the other operand."""
+    return tuple(conv.args[1].meta["val"].shape), tuple(other.meta["val"].shape)  # type: ignore[union-attr]
+
+
+def _would_fold(conv: fx.Node, other: Any) -> bool:
+    """Whether Inductor takes the other operand for one value a channel, by its shape, if it is a constant at all."""
     if not isinstance(other, fx.Node):
-        return True  # a number
-    value = other.meta.get("val")
-    if not isinstance(value, torch.Tensor):
+        return True
+    weight, value = _shapes(conv, other)
+    channel = 0 if len(weight) == len(value) + 1 else 1
+    return len(weight) >= len(value) and all(
+        size == 1 or (axis == channel and size == weight[0]) for axis, size in enumerate(value)
+    )
+
+
+def _folds_right(conv: fx.Node, other: Any) -> bool:
+    """Whether the other operand really is one value, or one a channel of what comes out."""
+    transposed = conv.args[6]
+    if transposed:
         return False
-    if value.numel() == 1:
-        return value.ndim <= conv.meta["val"].ndim
-    batch_axes = conv.meta["val"].ndim - conv.args[1].meta["val"].ndim + 1  # type: ignore[union-attr]
-    channel = value.ndim - conv.meta["val"].ndim + batch_axes  # where the result's channels stand in the constant
-    return channel >= 0 and all(size == 1 for axis, size in enumerate(value.shape) if axis != channel)
+    if not isinstance(other, fx.Node):
+        return True
+    weight, value = _shapes(conv, other)
+    channel = len(value) - len(weight) + 1  # where the result's channels stand in the operand
+    return all(size == 1 or axis == channel for axis, size in enumerate(value))

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vqc.door.binding import picker
 from vqc.door.facts import study
-from vqc.door.part import Engine, Part
+from vqc.door.part import Engine, Part, Request
 from vqc.door.report import PartReport
 
 
@@ -24,17 +25,19 @@ class Counting(Engine):
         self.generic_count = 0
         self.constants: list[list[str]] = []
 
-    def bound(self, gm: Any, inputs: Sequence[Any], written: Sequence[int], report: PartReport) -> Callable[..., Any]:
+    def bound(self, request: Request, report: PartReport) -> Callable[..., Any]:
         self.bound_count += 1
+        gm, left = request.bind()
+        pick = picker(left)
         self.constants.append([n for n, _ in gm.named_buffers()] + [n for n, _ in gm.named_parameters()])
         for holder in gm.modules():
             for name, p in list(holder._parameters.items()):
                 setattr(holder, name, nn.Parameter(p.detach().clone()))
             for name, b in list(holder._buffers.items()):
                 setattr(holder, name, b.detach().clone())
-        return gm
+        return lambda *args: gm(*pick(args))
 
-    def generic(self, gm: Any, inputs: Sequence[Any], dynamic: bool, why: str, report: PartReport) -> Callable[..., Any]:
+    def generic(self, gm: Any, args: Sequence[Any], dynamic: bool, why: str, report: PartReport) -> Any:
         self.generic_count += 1
         return gm
 

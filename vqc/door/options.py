@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vqc import compat
+from vqc.api import pipeline_of
 from vqc.backends import TARGETS
 from vqc.errors import BackendError
 
@@ -27,9 +28,9 @@ def keep_clips(options: Any) -> None:
     raises that a tensor is no truth value. It happens before any backend is asked, so a backend can only see to it that
     its options are comparable from the first graph on.
     """
-    if isinstance(options, dict) and options.get("calibration") is not None:
-        if not isinstance(options["calibration"], Kept):
-            options["calibration"] = Kept(options["calibration"])
+    clips = options.get("calibration") if isinstance(options, dict) else None
+    if clips is not None and not isinstance(clips, Kept):
+        options["calibration"] = Kept(clips)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,10 @@ class DoorOptions:
 
 
 def parse(mode: str | None, options: Mapping[str, Any] | None) -> DoorOptions:
-    """Check what `torch.compile` was given; BackendError naming what is wrong and what is known."""
+    """Check what `torch.compile` was given; BackendError naming what is wrong and what is known.
+
+    A recipe that is neither a name nor a pipeline's text raises PipelineError.
+    """
     known = {f.name for f in dataclasses.fields(DoorOptions)}
     given = dict(options or {})
     for key in given:
@@ -82,7 +86,8 @@ def parse(mode: str | None, options: Mapping[str, Any] | None) -> DoorOptions:
     if target.split(":")[0] not in TARGETS:
         raise BackendError(f"there is no target called {target!r}{_guess(target, TARGETS)}",
                            way_out="use one of " + ", ".join(sorted(TARGETS)))  # fmt: skip
-    if not parsed.is_float and parsed.calibration is None:
+    passes = [] if parsed.is_float else [p.name for p in pipeline_of(parsed.recipe).passes]
+    if "observe" in passes and parsed.calibration is None:
         raise BackendError(
             f"recipe {parsed.recipe!r} needs calibration clips",
             why="ranges of activations are measured on them, and the door sees only a graph",
@@ -104,7 +109,7 @@ def _mode_settings(mode: str | None, target: str) -> dict[str, Any]:
                            way_out="leave mode out, or use target inductor")  # fmt: skip
     settings = compat.inductor_mode(str(mode))
     if settings is None:
-        raise BackendError(f"torch.compile has no mode {mode!r}", way_out="use one of Inductor's modes, or leave it out")
+        raise BackendError(f"torch.compile has no mode {mode!r}", way_out="use one of Inductor's, or leave it out")
     return settings
 
 

@@ -16,13 +16,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from vqc import compat
-from vqc.door.binding import Binding, Run, picker
+from vqc.door.binding import Binding, Run
 from vqc.door.facts import Facts, is_constant, study
 from vqc.door.report import PartReport
 from vqc.door.rewrite import bind, held_tensors, placeholders
@@ -31,8 +32,29 @@ CHANGES = 3
 INSTANCES = 8
 
 
+@dataclass(frozen=True)
+class Request:
+    """What an engine compiles: a graph, the inputs of one call, and what is known about them.
+
+    `constants`: indices of the weights to bind; `numbers`: of the sizes and numbers, fixed as well; `written`: of the
+    tensors that the graph changes in place; `paths`: a qualified name for each weight, "" where there is none.
+    """
+
+    gm: fx.GraphModule
+    args: Sequence[Any]
+    constants: Sequence[int]
+    numbers: Sequence[int]
+    written: Sequence[int]
+    paths: Sequence[str]
+
+    def bind(self) -> tuple[fx.GraphModule, list[int]]:
+        """A copy of the graph with weights and numbers bound, and the indices of the inputs that are left."""
+        fixed = {i: self.args[i] for i in (*self.constants, *self.numbers)}
+        return bind(self.gm, fixed, {i: self.paths[i] for i in self.constants})
+
+
 class Engine(ABC):
-    """What compiles a part: a graph whose weights are attributes, or one whose weights are inputs."""
+    """What compiles a part. All code takes the graph's full flat inputs and gives its flat outputs."""
 
     name: ClassVar[str]
     sizes: ClassVar[int]  # how many sizes of a dynamic graph get code of their own
@@ -42,12 +64,12 @@ class Engine(ABC):
         return True
 
     @abstractmethod
-    def bound(self, gm: fx.GraphModule, inputs: Sequence[Any], written: Sequence[int], report: PartReport) -> Run:
-        """Code for these inputs' sizes, the graph's attributes being constants; `written` inputs change in place."""
+    def bound(self, request: Request, report: PartReport) -> Run:
+        """Code for the request's weights and sizes."""
 
     @abstractmethod
-    def generic(self, gm: fx.GraphModule, inputs: Sequence[Any], dynamic: bool, why: str, report: PartReport) -> Run:
-        """Code that takes weights as inputs; for every size when `dynamic`, else for these inputs' sizes."""
+    def generic(self, gm: fx.GraphModule, args: Sequence[Any], dynamic: bool, why: str, report: PartReport) -> Run:
+        """Code that takes weights as inputs; for every size when `dynamic`, else for these arguments' sizes."""
 
 
 class Part:
@@ -154,13 +176,11 @@ class Part:
             self.report.note("two inputs share memory that the graph writes: such a call runs eagerly")
             return self.gm
         constants = [i for i in sorted(self.weights - facts.written - facts.opaque) if self.engine.takes(args[i])]
-        fixed = {i: args[i] for i in (*constants, *self.numbers)}
         start = time.perf_counter()
-        gm, left = bind(self.gm, fixed, {i: self.paths[i] for i in constants})
-        code = self.engine.bound(gm, [args[i] for i in left], [left.index(i) for i in sorted(facts.written)], self.report)
-        pick = picker(left)
-        binding = Binding(lambda *a: code(*pick(a)), constants, args, self.held, shapes)
+        request = Request(self.gm, args, constants, self.numbers, sorted(facts.written), self.paths)
+        binding = Binding(self.engine.bound(request, self.report), constants, args, self.held, shapes)
         if facts.written:
+            left = sorted(set(range(len(args))) - set(constants))
             binding.run = self._watching(binding.run, facts, left, binding.storage_pointers)
         self.bindings.append(binding)
         self.current = binding
@@ -188,9 +208,9 @@ class Part:
 
         def checked(*args: Any) -> Any:
             mine = [_memory(args[i]) for i in written]
-            if len(set(mine)) == len(mine) and bound.isdisjoint(mine):
-                if set(mine).isdisjoint([_memory(args[i]) for i in others]):
-                    return run(*args)
+            theirs = [_memory(args[i]) for i in others]
+            if len(set(mine)) == len(mine) and bound.isdisjoint(mine) and set(mine).isdisjoint(theirs):
+                return run(*args)
             self.report.note("two inputs share memory that the graph writes: such a call runs eagerly")
             return self.gm(*args)
 

@@ -47,8 +47,9 @@ class PartReport:
 
     def __str__(self) -> str:
         head = (
-            f"graph {self.number}: {self.engine}, {self.route}; {self.calls} operators, {self.constants} weights bound, "
-            f"{self.states} states, {self.compilations} compilations in {self.seconds:.1f} s"
+            f"graph {self.number}: {self.engine}, {self.route}; {self.calls} operators, "
+            f"{self.constants} weights bound, {self.states} states, "
+            f"{self.compilations} compilations in {self.seconds:.1f} s"
         )
         return "\n".join([head, *(f"  {n}" for n in self.notes)])
 

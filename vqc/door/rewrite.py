@@ -37,8 +37,9 @@ def bind(gm: fx.GraphModule, bound: Mapping[int, Any], names: Mapping[int, str] 
          ) -> tuple[fx.GraphModule, list[int]]:  # fmt: skip
     """A copy of the graph with the inputs in `bound` fixed: tensors become attributes, numbers plain arguments.
 
-    `names` gives the attributes' paths where there are good ones. Returns the copy and the indices of the inputs that are left, in order. Tensors are shared with the caller, not
-    copied, so that a result that is a weight (or a view of one) is that weight's memory, as in the original.
+    `names` gives the attributes' paths where there are good ones. Returns the copy and the indices of the inputs that
+    are left, in order. Tensors are shared with the caller, not copied, so that a result that is a weight (or a view of
+    one) is that weight's memory, as in the original.
     """
     graph = fx.Graph()
     values: dict[fx.Node, Any] = {}

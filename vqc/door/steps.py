@@ -24,28 +24,28 @@ _ITEM = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)")
 
 
 class StepReader:
-    """Finds the inputs `indices` of a graph in the arguments of the user's calls.
+    """Finds the inputs of a graph in the arguments of the user's calls.
 
     Make it while Dynamo is compiling the graph: afterwards nobody knows the function any more.
     """
 
-    def __init__(self, gm: fx.GraphModule, example: Sequence[Any], indices: Sequence[int]):
-        nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        self.sources = [compat.source_name(nodes[i]) for i in indices]
-        self.examples = [example[i] for i in indices]
+    def __init__(self, gm: fx.GraphModule, example: Sequence[Any]):
+        self.sources = [compat.source_name(n) for n in gm.graph.nodes if n.op == "placeholder"]
+        self.shapes = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else None for x in example]
         self.frame = compat.frame_signature()
 
-    def read(self, calibration: Any, keep: Sequence[int] | None = None) -> Clips:
-        """The clips with every step as a tuple of this graph's inputs (those at the positions `keep`).
+    def read(self, calibration: Any, wanted: Sequence[int]) -> Clips:
+        """The clips with every step as a tuple of this graph's inputs at the indices `wanted`.
 
         Steps that lack an input (a state that is None at the first frame) or have it in another shape are left out:
         they run through another graph. Raises BackendError when no step is left.
         """
         if isinstance(calibration, Clips):
             return calibration
-        wanted = list(range(len(self.sources))) if keep is None else list(keep)
+        if callable(calibration):
+            calibration = calibration()
         clips, reasons = [], []
-        for clip in self._clips(calibration):
+        for clip in self._clips(calibration, wanted):
             steps = []
             for step in clip:
                 found = self._step(step, wanted)
@@ -56,7 +56,7 @@ class StepReader:
             if steps:
                 clips.append(tuple(steps))
         if not clips:
-            inputs = ", ".join(f"{self.sources[i]} {tensor_text(self.examples[i])}" for i in wanted)
+            inputs = ", ".join(f"{self.sources[i]} {self._shape_text(i)}" for i in wanted)
             raise BackendError(
                 "no calibration step fits this graph", where=f"a graph with the inputs {inputs}",
                 why="; ".join(dict.fromkeys(reasons)) or "there is no step",
@@ -64,24 +64,21 @@ class StepReader:
             )  # fmt: skip
         return Clips(tuple(clips))
 
-    def _clips(self, source: Any) -> Iterable[Iterable[Any]]:
+    def _shape_text(self, index: int) -> str:
+        shape, dtype = self.shapes[index] or ((), None)
+        return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+
+    def _clips(self, source: Any, wanted: Sequence[int]) -> Iterable[Iterable[Any]]:
+        first = next((self.shapes[i] for i in wanted if self.shapes[i] is not None), None)
+        frame = tuple(first[0]) if first is not None else ()
         if isinstance(source, torch.Tensor):
-            return [self._frames(source)]
+            return [_frames(source, frame)]
         items = list(source)
         if items and all(isinstance(i, (list, Clips)) for i in items):
             return items
-        if items and all(isinstance(i, torch.Tensor) and self._is_clip(i) for i in items):
-            return [self._frames(i) for i in items]
+        if items and all(isinstance(i, torch.Tensor) and _is_clip(i, frame) for i in items):
+            return [_frames(i, frame) for i in items]
         return [items]
-
-    def _is_clip(self, x: torch.Tensor) -> bool:
-        first = next((e for e in self.examples if isinstance(e, torch.Tensor)), None)
-        return first is not None and x.ndim == first.ndim and first.shape[0] == 1 and x.shape[0] != 1
-
-    def _frames(self, clip: torch.Tensor) -> list[torch.Tensor]:
-        if clip.dtype == torch.uint8:
-            clip = clip.float() / 255
-        return [f[None] for f in clip] if self._is_clip(clip) else [clip]
 
     def _step(self, step: Any, wanted: Sequence[int]) -> tuple[torch.Tensor, ...] | str:
         values = self._arguments(step)
@@ -90,10 +87,9 @@ class StepReader:
         flat = []
         for i in wanted:
             value = _look_up(self.sources[i], values)
-            example = self.examples[i]
             if not isinstance(value, torch.Tensor):
                 return f"{self.sources[i]} is {type(value).__name__} in a step"
-            if value.shape != example.shape or value.dtype != example.dtype:
+            if (value.shape, value.dtype) != self.shapes[i]:
                 return f"{self.sources[i]} is {tensor_text(value)} in a step"
             flat.append(value)
         return tuple(flat)
@@ -114,6 +110,17 @@ class StepReader:
         except TypeError as e:
             return str(e)
         return dict(bound.arguments)
+
+
+def _is_clip(x: torch.Tensor, frame: tuple[int, ...]) -> bool:
+    """Whether a tensor is frames along its first axis, for a graph that takes one frame."""
+    return x.ndim == len(frame) and frame[:1] == (1,) and tuple(x.shape) != frame
+
+
+def _frames(clip: torch.Tensor, frame: tuple[int, ...]) -> list[torch.Tensor]:
+    if clip.dtype == torch.uint8:
+        clip = clip.float() / 255
+    return [f[None] for f in clip] if _is_clip(clip, frame) else [clip]
 
 
 def _look_up(source: str, values: Mapping[str, Any]) -> Any:

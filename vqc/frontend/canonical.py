@@ -40,51 +40,59 @@ def drop_dead(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def fold(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> None:
-    """Evaluate what depends on no input."""
-    constant: dict[fx.Node, Any] = {}
-    made: dict[fx.Node, fx.Node] = {}
-    order = list(graph.nodes)
-    folded: set[fx.Node] = set()
-    for node in order:
-        if node.op == "get_attr":
-            if isinstance(constants[str(node.target)], torch.Tensor):
-                folded.add(node)
-        elif node.op == "call_function" and node not in random and all(a in folded for a in node.all_input_nodes):
-            if isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem:
-                folded.add(node)
-    anchor = next((n for n in order if n.op not in ("placeholder", "get_attr")), None)
+class Constants:
+    """The nodes that depend on no input, and their values, computed when asked for."""
 
-    def value(node: fx.Node) -> Any:
+    def __init__(self, graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]):
+        self.attributes = constants
+        self.nodes: set[fx.Node] = set()
+        self._values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                fixed = isinstance(constants[str(node.target)], torch.Tensor)
+            else:
+                known = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
+                fixed = node.op == "call_function" and known and node not in random
+                fixed = fixed and all(a in self.nodes for a in node.all_input_nodes)
+            if fixed:
+                self.nodes.add(node)
+
+    def value(self, node: fx.Node) -> Any:
+        """The value of one of `nodes`."""
         stack = [node]
         while stack:  # a loop, as chains of constants may be longer than Python's recursion limit
             n = stack[-1]
-            if n in constant:
+            if n in self._values:
                 stack.pop()
             elif n.op == "get_attr":
-                constant[n] = constants[str(n.target)]
+                self._values[n] = self.attributes[str(n.target)]
+            elif missing := [a for a in n.all_input_nodes if a not in self._values]:
+                stack.extend(missing)
             else:
-                missing = [a for a in n.all_input_nodes if a not in constant]
-                if missing:
-                    stack.extend(missing)
-                else:
-                    args, kwargs = fx.node.map_arg((n.args, n.kwargs), constant.__getitem__)
-                    constant[n] = n.target(*args, **kwargs)  # type: ignore[operator]
-        return constant[node]
+                args, kwargs = fx.node.map_arg((n.args, n.kwargs), self._values.__getitem__)
+                with torch.no_grad():
+                    self._values[n] = n.target(*args, **kwargs)  # type: ignore[operator]
+        return self._values[node]
+
+
+def fold(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> None:
+    """Evaluate what depends on no input."""
+    fixed = Constants(graph, constants, random)
+    made: dict[fx.Node, fx.Node] = {}
+    order = list(graph.nodes)
+    anchor = next((n for n in order if n.op not in ("placeholder", "get_attr")), None)
 
     def literal(node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
             return node
         if node not in made:
-            made[node] = _literal(graph, constants, node, value(node), anchor)
+            made[node] = _literal(graph, constants, node, fixed.value(node), anchor)
         return made[node]
 
-    with torch.no_grad():
-        for node in order:
-            if node in folded:
-                continue
+    for node in order:
+        if node not in fixed.nodes:
             for a in node.all_input_nodes:
-                if a in folded and isinstance(a.meta["val"], torch.Tensor):
+                if a in fixed.nodes and isinstance(a.meta["val"], torch.Tensor):
                     node.replace_input_with(a, literal(a))
             _index_by_numbers(graph, constants, node)
     drop_dead(graph)
@@ -211,7 +219,7 @@ def rebuild(graph: fx.Graph, constants: dict[str, Any]) -> tuple[fx.Graph, dict[
     for node in nodes:
         if node.op == "placeholder":
             env[node] = new.placeholder(str(node.target))
-            assert env[node].name == node.target, "placeholder names are unique identifiers"
+            env[node].name = str(node.target)  # fx would call an argument named "input" input_1
     for node in nodes:
         if node.op == "get_attr":
             env[node] = new.create_node("get_attr", node.target, name=str(node.target).replace(".", "_"))

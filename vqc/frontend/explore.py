@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from vqc.errors import CaptureError, VqcError
-from vqc.frontend.canonical import content_key
+from vqc.frontend.canonical import Constants, content_key
 from vqc.frontend.decisions import WAYS_OUT, Decision, Plan, Site, TooLong, tests_exact_equality
 from vqc.frontend.session import Recording, Session
 
@@ -103,6 +103,7 @@ def summary(recording: Recording, keys: dict[Any, int]) -> Any:
     constants = recording.recorder.em.constants
     weights = set(recording.recorder.names.values())
     number: dict[fx.Node, int] = {}
+    fixed = Constants(recording.recorder.em.graph, constants, set(recording.recorder.random))
 
     def key_of(node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -111,14 +112,15 @@ def summary(recording: Recording, keys: dict[Any, int]) -> Any:
             name = str(node.target)
             if name in weights or not isinstance(constants[name], torch.Tensor):
                 return ("weight", name)
-            return ("constant", content_key(constants[name]))
+        if node in fixed.nodes and isinstance(node.meta["val"], torch.Tensor):
+            return ("constant", content_key(fixed.value(node)))  # made now or taken from a cache: the same
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Ref(number[n]))
         return (node.target, repr(args), repr(kwargs))
 
     live: list[fx.Node] = [n for n in [*recording.results, *recording.nexts] if isinstance(n, fx.Node)]
     seen = set(live)
     for n in live:  # grows while it is walked
-        for a in n.all_input_nodes:
+        for a in () if n in fixed.nodes else n.all_input_nodes:
             if a not in seen:
                 seen.add(a)
                 live.append(a)

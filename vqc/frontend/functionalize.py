@@ -177,11 +177,16 @@ def split_view(func: Any, args: tuple, kwargs: dict, parent: torch.Tensor) -> Vi
     dim = bound[-1] % parent.ndim
     if func._schema.name == "aten::unbind":
         return View(aten.unbind.int, (dim,))
-    if func in (aten.split.Tensor, aten.split_with_sizes.default):
-        return View(func, (bound[0], dim))
+    if func in _SPLITS:
+        return View(_SPLITS[func], (bound[0], dim))
     return View(func, tuple(args[1:]), tuple(kwargs.items()))
 
 
+_SPLITS = {
+    aten.split.Tensor: aten.split.Tensor, aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.split_with_sizes.default: aten.split_with_sizes.default,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+}  # fmt: skip
 _AS_RESHAPE = {"aten::" + n for n in ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")}
 _AS_PERMUTE = {"aten::" + n for n in ("permute", "transpose", "t", "numpy_T")}
 
@@ -226,10 +231,58 @@ def write(em: Emitter, value: Value, new: fx.Node) -> None:
         at = at.parent
         chain.append((at, node))
     storage = value.storage
+    written = {id(v) for v, _ in chain}
+    untouched = [
+        v for v in storage.known.values()
+        if v.version == storage.version and id(v) not in written and _disjoint(v, value)
+    ]  # fmt: skip
     storage.version += 1
     storage.unwritten = None
     for v, n in chain:
         v.node, v.version = n, storage.version
+    for v in untouched:
+        v.version = storage.version
+
+
+def _disjoint(a: Value, b: Value) -> bool:
+    """Whether two views surely share no element: somewhere up they are different pieces of one parent."""
+    above = {id(v): child for child, v in _ancestors(a)}
+    for child, v in _ancestors(b):
+        if id(v) in above:
+            first, second = _piece(above[id(v)]), _piece(child)
+            return (
+                first is not None and second is not None and first[0] == second[0]
+                and (first[2] <= second[1] or second[2] <= first[1])
+            )  # fmt: skip
+    return False
+
+
+def _ancestors(value: Value) -> list[tuple[Value, Value]]:
+    """(child, parent) pairs from a view up to its root."""
+    found = []
+    while value.parent is not None:
+        found.append((value, value.parent))
+        value = value.parent
+    return found
+
+
+def _piece(value: Value) -> tuple[int, int, int] | None:
+    """(dimension, first, last + 1) of the part of its parent a view covers, when it is such a part."""
+    view = value.view
+    if not isinstance(view, View) or value.parent is None:
+        return None
+    if view.target is aten.slice.Tensor:
+        return view.args[0], view.args[1], view.args[2]
+    if view.target is aten.select.int:
+        return view.args[0], view.args[1], view.args[1] + 1
+    if view.target is aten.unbind.int and view.index is not None:
+        return view.args[0], view.index, view.index + 1
+    if view.target in (aten.split.Tensor, aten.split_with_sizes.default) and view.index is not None:
+        sizes, dim = view.args
+        if isinstance(sizes, int):
+            return dim, sizes * view.index, sizes * (view.index + 1)
+        return dim, sum(sizes[: view.index]), sum(sizes[: view.index + 1])
+    return None
 
 
 def gather_numbers(root: Geometry, view: Geometry) -> torch.Tensor | None:

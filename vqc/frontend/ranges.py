@@ -11,20 +11,69 @@ from vqc.program import Program, State
 
 
 def convex_update_range(program: Program, state: State) -> State:
-    """The state with known range (-1, 1) when it is updated as (1 - z) h + z tanh(c), z a sigmoid.
+    """The state with known range (-1, 1) when every step makes it a mean of itself and of values of tanh.
 
-    Such a state is a mean of its old value and a value in [-1, 1], so it stays in that range when it starts there.
-    Any order of the sums and products is seen, and views around z and tanh.
+    Seen forms, with z a sigmoid and n a tanh, in any order of factors and summands, for one step or several in a row:
+    (1 - z) h + z n,  z h + (1 - z) n,  n + z (h - n),  h + z (n - h),  lerp(h, n, z). The state stays in [-1, 1] when it
+    starts there.
     """
-    if state.known_range is not None or float(state.reset.abs().max() if state.reset.numel() else 0) > 1:
+    if state.known_range is not None or state.reset.is_complex():
         return state
-    node = program.result_nodes[state.output]
-    if _is_call(node, aten.add.Tensor) and node.kwargs.get("alpha", 1) == 1:
-        left, right = node.args[:2]
-        for a, b in ((left, right), (right, left)):
-            if _matches(program, state, a, b):
-                return dataclasses.replace(state, known_range=(-1.0, 1.0))
+    if state.reset.numel() and not bool((state.reset.abs() <= 1).all()):
+        return state
+    if _Bounded(program, state).holds(program.result_nodes[state.output]):
+        return dataclasses.replace(state, known_range=(-1.0, 1.0))
     return state
+
+
+class _Bounded:
+    """Which values are means of the old state and of values of tanh."""
+
+    def __init__(self, program: Program, state: State):
+        self.program, self.state = program, state
+        self.known: dict[fx.Node, bool] = {}
+
+    def holds(self, node: object) -> bool:
+        node = _source(node)
+        if not isinstance(node, fx.Node):
+            return False
+        if node.op == "placeholder":
+            return node.name == self.state.input
+        if node not in self.known:
+            self.known[node] = False  # a value met again while it is looked at would be a cycle: there is none
+            self.known[node] = self._is_update(node)
+        return self.known[node]
+
+    def _is_update(self, node: fx.Node) -> bool:
+        if _is_call(node, aten.lerp.Tensor):
+            h, n, z = node.args
+            return self._mean(h, n, z)
+        if not _is_call(node, aten.add.Tensor) or node.kwargs.get("alpha", 1) != 1:
+            return False
+        left, right = node.args[:2]
+        return any(self._sum(a, b) for a, b in ((left, right), (right, left)))
+
+    def _mean(self, h: object, n: object, z: object) -> bool:
+        """Whether z mixes the state and a tanh."""
+        ends = (self.holds(h) and _through(n, aten.tanh.default)) or (self.holds(n) and _through(h, aten.tanh.default))
+        return ends and _through(z, aten.sigmoid.default)
+
+    def _sum(self, a: object, b: object) -> bool:
+        second = _factors(b)
+        if second is None:
+            return False
+        for difference, z in (second, second[::-1]):  # a + (other - a) z
+            if _is_call(difference, aten.sub.Tensor) and difference.args[1] is a:  # type: ignore[attr-defined]
+                if self._mean(difference.args[0], a, z):  # type: ignore[attr-defined]
+                    return True
+        first = _factors(a)
+        if first is None:
+            return False
+        for complement, one in (first, first[::-1]):  # (1 - z) one + z other
+            for z, other in (second, second[::-1]):
+                if _one_minus(self.program, complement) is z and isinstance(z, fx.Node) and self._mean(one, other, z):
+                    return True
+        return False
 
 
 def _is_call(node: object, target: object) -> bool:
@@ -33,20 +82,6 @@ def _is_call(node: object, target: object) -> bool:
 
 def _factors(node: object) -> tuple[object, object] | None:
     return (node.args[0], node.args[1]) if _is_call(node, aten.mul.Tensor) else None  # type: ignore[attr-defined]
-
-
-def _matches(program: Program, state: State, old: object, new: object) -> bool:
-    """old = (1 - z) * h, new = z * tanh(c)."""
-    first, second = _factors(old), _factors(new)
-    if first is None or second is None:
-        return False
-    for complement, h in (first, first[::-1]):
-        if not (isinstance(h, fx.Node) and h.op == "placeholder" and h.name == state.input):
-            continue
-        for z, c in (second, second[::-1]):
-            if _through(c, aten.tanh.default) and _through(z, aten.sigmoid.default) and _one_minus(program, complement) is z:
-                return True
-    return False
 
 
 def _one_minus(program: Program, node: object) -> object:
@@ -59,14 +94,20 @@ def _one_minus(program: Program, node: object) -> object:
     return None
 
 
+_VIEWS = {"getitem", "split", "split_with_sizes", "slice", "select", "reshape", "unbind", "permute", "squeeze", "unsqueeze",
+          "expand"}  # fmt: skip
+
+
+def _source(node: object) -> object:
+    """What a value is a piece or another shape of."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        name = getattr(getattr(node.target, "_schema", None), "name", getattr(node.target, "__name__", ""))
+        if name.removeprefix("aten::") not in _VIEWS:
+            return node
+        node = node.args[0]
+    return node
+
+
 def _through(node: object, target: object) -> bool:
     """Whether a value is the operator's result, or a piece of it."""
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        if node.target is target:
-            return True
-        name = getattr(getattr(node.target, "_schema", None), "name", getattr(node.target, "__name__", ""))
-        if name.removeprefix("aten::") not in ("getitem", "split", "split_with_sizes", "slice", "select", "reshape", "unbind",
-                                               "permute", "squeeze", "unsqueeze"):  # fmt: skip
-            return False
-        node = node.args[0]
-    return False
+    return _is_call(_source(node), target)

@@ -347,6 +347,16 @@ def resize(r: Rewriter, node: fx.Node) -> fx.Node | None:
     return r.call(target, (a["input"], size, *corners, *scales), val=node.meta["val"])
 
 
+@rule(aten.channel_shuffle.default)
+def channel_shuffle(r: Rewriter, node: fx.Node) -> fx.Node | None:
+    x, groups = node.args
+    assert isinstance(groups, int)
+    n, c, *rest = shape(x)
+    split = r.call(aten.reshape.default, (x, [n, groups, c // groups, *rest]))
+    moved = r.call(aten.permute.default, (split, [0, 2, 1, *range(3, len(rest) + 3)]))
+    return r.call(aten.reshape.default, (moved, list(shape(node))), val=node.meta["val"])
+
+
 @rule(aten._unsafe_index.Tensor)
 def unsafe_index(r: Rewriter, node: fx.Node) -> fx.Node | None:
     return r.call(aten.index.Tensor, tuple(node.args), val=node.meta["val"])

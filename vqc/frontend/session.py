@@ -58,10 +58,11 @@ class SlotState:
 
 @dataclass
 class Change:
-    """An attribute that holds tensors depending on the data after a run: its value then, and which leaves do."""
+    """An attribute that a run leaves with other tensors: its leaves then, and which of them are recurrent."""
 
     slot: Slot
-    value: Any
+    leaves: list[Any]
+    spec: pytree.TreeSpec
     which: list[int]
 
 
@@ -95,6 +96,10 @@ class Session:
 
     def _weight_names(self) -> Names:
         names: Names = {}
+        for prefix, m in self.target.modules.items():
+            if isinstance(m, torch.jit.ScriptModule):
+                for key, tensor in [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]:
+                    names[compat.storage_key(tensor), geometry(tensor)] = f"{prefix}.{key}".strip(".")
         for path, slot in self.start.items():
             for where, tensor in pytree.tree_flatten_with_path(slot.get())[0]:
                 if isinstance(tensor, torch.Tensor) and compat.storage_key(tensor) != -1:
@@ -155,7 +160,8 @@ class Session:
             pairs, spec = pytree.tree_flatten_with_path(out)
             results = [recorder.node_of(x) if isinstance(x, torch.Tensor) else _plain(x) for _, x in pairs]
             nexts = [recorder.node_of(t) for s in self.slot_states for t in self._now(s)]
-            changes = self._changes(recorder)
+            with recorder.paused():
+                changes = self._changes(recorder)
             mutated = {}
             for i in self.input_leaves():
                 if recorder.storages[compat.storage_key(copies[i])].version:
@@ -186,14 +192,20 @@ class Session:
     def _changes(self, recorder: Recorder) -> dict[str, Change]:
         """Attributes that hold data after the run, in homes that were there at the start, and that are no states yet."""
         known = {s.slot.path for s in self.slot_states}
+        live = [t for s in self.slot_states for t in s.live if t is not None]  # one tensor in two places is one state
         found = {}
         for path, slot in slots(self.target.roots).items():
             if path in known or id(slot.container) not in self.homes:
                 continue
-            leaves = pytree.tree_leaves(slot.get())
-            which = [i for i, t in enumerate(leaves) if isinstance(t, torch.Tensor) and recorder.is_data(t)]
+            leaves, spec = pytree.tree_flatten(slot.get())
+            before = pytree.tree_leaves(self.start[path].get()) if path in self.start else []
+            which = [
+                i for i, t in enumerate(leaves)
+                if isinstance(t, torch.Tensor) and not any(t is x for x in live)
+                and (recorder.is_data(t) or _counts(recorder, t, before[i] if len(before) == len(leaves) else None))
+            ]  # fmt: skip
             if which:
-                found[path] = Change(slot, slot.get(), which)
+                found[path] = Change(slot, leaves, spec, which)
         return found
 
     def eager(self, leaves: Sequence[Any]) -> Any:
@@ -201,6 +213,19 @@ class Session:
         _, args, kwargs = self.fresh(leaves)
         with torch.no_grad(), compat.eager_stance():
             return self.target.run(None, args, kwargs)
+
+
+def _counts(recorder: Recorder, now: torch.Tensor, before: Any) -> bool:
+    """Whether a run changed a tensor that was there before, by numbers that do not depend on the data (a counter)."""
+    if not isinstance(before, torch.Tensor) or before.shape != now.shape or before.dtype != now.dtype:
+        return False
+    if now is not before:
+        return not torch.equal(now, before)
+    storage = recorder.storages.get(compat.storage_key(now))
+    if storage is None or storage.saved is None:
+        return False
+    was = now.detach().new_empty(0).set_(storage.saved, now.storage_offset(), now.size(), now.stride())
+    return not torch.equal(now, was)
 
 
 def _plain(x: Any) -> Any:

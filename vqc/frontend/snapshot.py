@@ -91,16 +91,19 @@ def _walk(roots: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
         dot = f"{path}." if path else ""
         if isinstance(x, nn.Module):
             yield path, "attributes", x.__dict__
-            parts = x.__dict__
+            parts, later = x.__dict__, []
             for key, value in parts.items():
+                if key in ("_parameters", "_buffers", "_modules") and not isinstance(value, dict):
+                    continue  # a scripted module keeps its parts in compiled code
                 if key in ("_parameters", "_buffers"):
                     yield path, key[1:], value
                     seen.add(id(value))
                 elif key == "_modules":
                     yield path, "module", value
-                    stack += [(f"{dot}{k}", "attribute", v) for k, v in value.items() if v is not None]
+                    later += [(f"{dot}{k}", "attribute", v) for k, v in value.items() if v is not None]
                 else:
-                    stack.append((f"{dot}{key}", "attribute", value))
+                    later.append((f"{dot}{key}", "attribute", value))
+            stack += reversed(later)
         elif type(x) in (dict, OrderedDict, defaultdict):
             yield path, kind, x
             stack += [(f"{path}[{k!r}]", "attribute", v) for k, v in x.items()]

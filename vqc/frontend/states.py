@@ -113,7 +113,10 @@ def discover(session: Session, plan: StatePlan) -> None:
         if not recording.changes:
             return
         for change in recording.changes.values():
-            session.slot_states.append(_slot_state(session, change))
+            found = _slot_state(session, change)
+            if any(t is o for t in found.live if t is not None for s in session.slot_states for o in s.live):
+                continue  # the same tensor in two attributes
+            session.slot_states.append(found)
     _give_up(recording)
 
 
@@ -125,7 +128,7 @@ def _give_up(recording: Recording) -> None:
 def _slot_state(session: Session, change: Change) -> SlotState:
     """An attribute that was seen to change becomes a state: from its value before capture, else from zeros."""
     before = session.start[change.slot.path].get() if change.slot.path in session.start else MISSING
-    leaves, spec = pytree.tree_flatten(change.value)
+    leaves, spec = change.leaves, change.spec
     old, old_spec = pytree.tree_flatten(before)
     same = before is not MISSING and spec == old_spec
     resets, live, names = [], [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -116,6 +117,8 @@ def _key_text(key: Any) -> str:
 def identifier(text: str) -> str:
     """A Python identifier like the text."""
     clean = re.sub(r"\W", "_", text).strip("_") or "x"
+    if keyword.iskeyword(clean):
+        clean += "_"
     return clean if not clean[0].isdigit() else f"x{clean}"
 
 

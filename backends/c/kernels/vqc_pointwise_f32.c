@@ -108,6 +108,7 @@ static void pw_block(const vqc_pw_params *p, unsigned char **at, ptrdiff_t n) {
     for (const vqc_pw_op *i = p->ops; i < p->ops + p->count; i++) {
         const float imm = (float)i->i;
         const float *a = i->a < VQC_PW_REGS ? reg[i->a] : NULL, *b = i->b < VQC_PW_REGS ? reg[i->b] : NULL;
+        const float *c = i->code == VQC_PW_WHERE ? reg[i->c] : NULL; /* all before d, which may be one of them */
         if (i->code == VQC_PW_STORE) {
             const vqc_pw_operand *t = &p->operands[i->b];
             if (!(t->dtype == VQC_F32 && (const float *)(void *)at[i->b] == a && t->stride[inner] == 1))
@@ -148,11 +149,7 @@ static void pw_block(const vqc_pw_params *p, unsigned char **at, ptrdiff_t n) {
             BINARY_LIBRARY(VQC_PW_POW, powf(x, y))
             BINARY_LIBRARY(VQC_PW_ATAN2, atan2f(x, y))
             BINARY(VQC_PW_MOD, x - floorf(x / y) * y)
-            case VQC_PW_WHERE: {
-                const float *c = reg[i->c];
-                LOOP((a[k] != 0.0f ? b[k] : c[k]))
-                break;
-            }
+            UNARY(VQC_PW_WHERE, (a[k] != 0.0f ? b[k] : c[k]))
             UNARY(VQC_PW_NEG, -a[k])
             UNARY(VQC_PW_ABS, fabsf(a[k]))
             UNARY(VQC_PW_SQRT, sqrtf(a[k]))

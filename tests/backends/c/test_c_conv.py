@@ -66,7 +66,7 @@ def _floats(c, transposed, exact):
 
 def _program(makers):
     """One Program with a convolution for each maker: one compilation instead of many."""
-    made = [m for m in makers]
+    made = list(makers)
     return chain(lambda b, *xs: tuple(b.call(op, x, *args) for x, (op, _, args) in zip(xs, made, strict=True)),
                  *[x for _, x, _ in made])  # fmt: skip
 
@@ -152,9 +152,7 @@ def test_activation_of_a_convolution_others_read_stays_apart():
         return b.call(aten.relu.default, y), y
 
     exe = check(chain(build, torch.randn(1, 4, 9, 10)))
-    assert [c.kernel for c in exe.model.model.lowered.calls] == ["vqc_conv_f32", "vqc_copy", "vqc_pointwise_f32"][::2] or len(
-        exe.model.model.lowered.calls
-    ) >= 2
+    assert sorted(c.kernel for c in exe.model.model.lowered.calls) == ["vqc_conv_f32", "vqc_pointwise_f32"]
 
 
 def test_weights_computed_at_run_time_are_refused_with_the_reason():

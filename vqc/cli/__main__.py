@@ -1,0 +1,5 @@
+"""`python -m vqc.cli`."""
+
+from vqc.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import vqc
+from vqc import video
+from vqc.backends import TARGETS
+from vqc.cli.demo import run_demo
+from vqc.cli.show import Reporter, out, show_error, table
+from vqc.cli.work import Job, clip_path, parse_size, save
+from vqc.errors import VqcError
+from vqc.pipeline import passes as known_passes
+from vqc.program import Program, op_text
+from vqc.recipes import RECIPES
+from vqc.report.network import network
+from vqc.report.session import constant_bytes, frame_rows, judge, rows
+from vqc.report.tables import folder
+
+
+class _Group(TyperGroup):
+    """Shows vqc's own errors as what, where, why, way out, with exit code 2; `--debug` lets them through."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VqcError as error:
+            if ctx.params.get("debug"):
+                raise
+            show_error(error)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="A compiler that makes video networks written in PyTorch small and fast.")  # fmt: skip
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+    """Options of all commands."""
+
+
+Model = Annotated[str, typer.Argument(help="rvm, rife, srvgg, package.module:factory or file.py:factory.")]
+Clip = Annotated[str, typer.Argument(help="A video file, or a known clip: " + ", ".join(video.CLIPS) + ".")]
+Recipe = Annotated[str, typer.Option(help="A recipe's name or a pipeline's text.")]
+Calibration = Annotated[str | None, typer.Option(help="The clip that ranges are taken from.")]
+Target = Annotated[str, typer.Option(help="Where it runs; see `vqc targets`.")]
+Size = Annotated[str | None, typer.Option(help="Frames are resized to this, HxW.")]
+Frames = Annotated[int, typer.Option(min=0, help="Frames to run; 0 means all.")]
+CalibrationFrames = Annotated[int, typer.Option(min=1, help="Frames of the calibration clip.")]
+Start = Annotated[int, typer.Option(min=0, help="The first frame to run.")]
+
+
+@app.command()
+def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
+        frames: Frames = 48, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
+        output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("out"),
+        ) -> None:  # fmt: skip
+    """Run a clip through a compiled network: a video, a strip of frames and a table beside the float network."""
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames)
+    job.check()
+    where = folder(output)
+    with Reporter() as report:
+        net, pixels, engines, played = job.play(report)
+        result = rows(played, played[0])
+        written = save(where, f"{net.name}-{Path(clip).stem}", net, pixels, played, video.frame_rate(clip_path(clip)),
+                       result)  # fmt: skip
+    table(result, f"{net.name} on {Path(clip).name}, {len(played[0].times)} steps at {net.size[0]}x{net.size[1]}")
+    _fallbacks(engines[-1].report)
+    for path in written:
+        out().print(f"wrote {path}")
+
+
+@app.command()
+def compare(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None,
+            target: Target = "native", frames: Frames = 48, size: Size = None, start: Start = 0,
+            calibration_frames: CalibrationFrames = 48) -> None:  # fmt: skip
+    """Compare a compiled network with the float one, frame by frame; nothing is written."""
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames)
+    with Reporter() as report:
+        net, _, engines, played = job.play(report)
+    table(frame_rows(played[1], played[0]), f"{played[1].engine} beside {played[0].engine}")
+    table(rows(played, played[0]), f"{net.name} on {Path(clip).name}")
+    slope = judge(played[1], played[0])["drift dB/frame"]
+    out().print(
+        f"drift: SQNR changes by {slope:+.3f} dB a frame" + ("; errors pile up in the state" if slope < -0.5 else "")
+    )
+    _fallbacks(engines[-1].report)
+
+
+@app.command()
+def inspect(model: Model, recipe: Recipe = "float", calibration: Calibration = None, size: Size = None,
+            target: Annotated[str, typer.Option(help="Compile for this target; none: do not compile.")] = "native",
+            calibration_frames: CalibrationFrames = 8,
+            text: Annotated[bool, typer.Option("--text", help="Print the program too.")] = False) -> None:  # fmt: skip
+    """Show a network as vqc sees it: inputs, states, operators, what each pass did and why not more, kernels."""
+    Job(model, "", recipe, "reference" if target == "none" else target, calibration, size).check()
+    net = network(model, parse_size(size))
+    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
+    clips = None
+    if calibration is not None:
+        clips = net.steps(video.read_clip(clip_path(calibration), calibration_frames + net.reach, net.size))
+    with Reporter() as report:
+        program = vqc.apply(program, recipe, calibration=clips, progress=report)
+    _summary(program)
+    if text:
+        out().print(str(program), markup=False)
+    out().print("\nhistory", style="bold")
+    for record in program.history:
+        out().print(str(record), markup=False)
+    if target == "none":
+        return
+    compiled = vqc.compile(program, target).report
+    out().print("\n" + str(compiled), markup=False)
+    kinds: dict[str, int] = {}
+    for kernel in compiled.kernels.values():
+        kinds[kernel] = kinds.get(kernel, 0) + 1
+    ordered = sorted(kinds.items(), key=lambda item: -item[1])
+    if ordered:
+        table([{"kernel": kernel, "nodes": str(count)} for kernel, count in ordered])
+
+
+def _summary(program: Program) -> None:
+    counts: dict[str, int] = {}
+    for node in program.calls:
+        counts[op_text(node.target)] = counts.get(op_text(node.target), 0) + 1
+    console = out()
+    console.print(f"program {program.name}: {len(program.calls)} operators, {len(program.inputs)} inputs, "
+                  f"{len(program.states)} states, {constant_bytes(program) / 1e6:.2f} MB of constants")  # fmt: skip
+    for i in program.inputs:
+        known = f", in [{i.known_range[0]:g}, {i.known_range[1]:g}]" if i.known_range else ""
+        console.print(f"  input {i.name} {list(i.shape)}{known}", markup=False)
+    for s in program.states:
+        console.print(f"  state {s.name} {list(s.shape)}, {s.origin}", markup=False)
+    for a in program.assumptions:
+        console.print(f"  assumes {a.text} is {a.expected} ({a.where})", markup=False)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    table([{"operator": name, "count": str(count)} for name, count in ordered])
+
+
+def _fallbacks(report: Any) -> None:
+    for declined in report.fallbacks if report is not None else ():
+        out().print(f"fallback {declined.node}: {declined.reason}", markup=False)
+
+
+@app.command()
+def demo(output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("out/demo"),
+         frames: Annotated[int, typer.Option(min=2, help="Frames to run.")] = 48,
+         calibration_frames: CalibrationFrames = 48, size: Size = "288x512") -> None:  # fmt: skip
+    """Matting of a real clip with real weights: PyTorch, vqc float and vqc 8 bits side by side."""
+    where = folder(output)
+    parsed = parse_size(size)
+    assert parsed is not None
+    with Reporter() as report:
+        result, written = run_demo(where, parsed, frames, calibration_frames, report)
+    table(result, f"RVM on single_face, {frames} frames at {size}; distances to PyTorch's float alpha")
+    for path in written:
+        out().print(f"wrote {path}")
+
+
+@app.command()
+def recipes() -> None:
+    """The recipes and their pipelines."""
+    for r in RECIPES.values():
+        out().print(f"[bold]{r.name}[/]: {r.about}" + (" (needs a calibration clip)" if r.needs_calibration else ""))
+        out().print(f"  {r.pipeline}", markup=False)
+
+
+@app.command()
+def passes() -> None:
+    """The passes that a pipeline's text can name."""
+    for name, cls in sorted(known_passes().items()):
+        first = (cls.__doc__ or "").strip().splitlines()[0]
+        out().print(first if first.startswith(f"{name}:") else f"{name}: {first}", markup=False)
+
+
+@app.command()
+def targets() -> None:
+    """The targets a program can be compiled for."""
+    for name, (module, _) in sorted(TARGETS.items()):
+        out().print(f"{name}: {module}", markup=False)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
