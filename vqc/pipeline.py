@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -106,8 +106,9 @@ class Pass(ABC):
         shown = []
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
-            default = f.default if f.default is not dataclasses.MISSING else (
-                f.default_factory() if f.default_factory is not dataclasses.MISSING else dataclasses.MISSING)  # fmt: skip
+            default = f.default
+            if f.default_factory is not dataclasses.MISSING:
+                default = f.default_factory()
             if value != default:
                 shown.append(f"{f.name}={_option_text(value)}")
         return self.name + ("{" + ",".join(shown) + "}" if shown else "")
@@ -254,7 +255,8 @@ def _convert(text: str, hint: Any, where: str) -> Any:
                 return kind(text)
         except ValueError:
             continue
-    if str in kinds or any(get_args(k) == () and isinstance(k, str) for k in kinds):
+    words = [w for k in (hint, *kinds) if get_origin(k) is Literal for w in get_args(k)]
+    if str in kinds or text in words:
         return text
     raise PipelineError(f"option {where} cannot be {text!r}", why=f"it must be {hint}")
 

@@ -223,6 +223,7 @@ class Program:
         for n in self.graph.nodes:  # node by node, so that names stay: a clone prints exactly as its original
             args, kwargs = fx.node.map_arg((n.args, n.kwargs), copies.__getitem__)
             copies[n] = graph.create_node(n.op, n.target, args, kwargs, n.name)
+            copies[n].name = n.name  # fx renames what is a name of Python's own, like `input`
             copies[n].meta = dict(n.meta)
         return Program(
             self.name, graph, dict(self.constants), self.inputs, self.outputs, self.states, self.assumptions,

@@ -16,18 +16,20 @@ from vqc.program import meta_of
 _BIG = 1 << 16  # elements above which a tensor of one value is kept as an expand of one element
 
 
-def canonicalize(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node]) -> tuple[fx.Graph, dict[str, Any]]:
+def canonicalize(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node], keep_clones: bool = False
+                 ) -> tuple[fx.Graph, dict[str, Any]]:  # fmt: skip
     """The canonical form of a recorded functional graph, and the constants it reads.
 
-    `random` holds the nodes that draw random numbers: they are never folded nor merged.
+    `random` holds the nodes that draw random numbers: they are never folded nor merged. `keep_clones` leaves clones
+    in place (the results of a scan's body may not be its inputs).
     """
     weights = {k for k in constants if not k.rpartition(".")[2].startswith("constant")}
     drop_dead(graph)
     positive_dims(graph)
-    recompose(graph)
+    recompose(graph, keep_clones)
     merge(graph, constants, random, weights)
     fold(graph, constants, random)
-    recompose(graph)
+    recompose(graph, keep_clones)
     merge(graph, constants, random, weights)
     drop_dead(graph)
     return rebuild(graph, constants)
@@ -164,7 +166,7 @@ def merge(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node], weig
                 continue
             key = ("id", id(tensor)) if str(node.target) in weights else content_key(tensor)
             first = by_content.setdefault(key, node)
-        elif node.op == "call_function" and node not in random:
+        elif node.op == "call_function" and node not in random and node.target is not aten.clone.default:
             call = _call_key(node)
             if call is None:
                 continue

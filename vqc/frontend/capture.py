@@ -21,7 +21,7 @@ from vqc.program import PassRecord, Program
 
 def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None, name: str | None = None,
             kwargs: Mapping[str, Any] | None = None, known_ranges: Mapping[str, tuple[float, float]] | None = None,
-            frames: Mapping[str, Any] | None = None) -> Program:  # fmt: skip
+            frames: Mapping[str, Any] | None = None, keep_scan: bool = False) -> Program:  # fmt: skip
     """Capture one step of a network as a Program.
 
     The network runs on the example as it is (a few times, without gradients) and every operator it calls is recorded.
@@ -37,6 +37,8 @@ def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None
             network writes are found without being declared.
         known_ranges: ranges that hold by mathematics, by input or state name: {"src": (0, 1)}.
         frames: where time is in an input: {"src": vqc.frames.Frames(...)}.
+        keep_scan: a scan in the network stays one node with a body graph; by default it is unrolled, so that every
+            pass and backend sees its operators.
     Raises CaptureError with the user's line and a way out when the result would not be a function of the inputs, and
     when the captured graph does not give what the network gives.
     """
@@ -46,6 +48,7 @@ def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None
     if name is None:
         name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "program")
     session, plan = declare(target, args, dict(kwargs or {}), states)
+    session.keep_scan = keep_scan
     with session.restored():
         discover(session, plan)
         recording, decisions = settle(session)

@@ -28,7 +28,7 @@ class Emitter:
 
     def __init__(self, tags: Callable[[], dict[str, Any]]):
         self.graph = fx.Graph()
-        self.constants: dict[str, torch.Tensor] = {}
+        self.constants: dict[str, Any] = {}
         self._constant_nodes: dict[str, fx.Node] = {}
         self._tags = tags
 
@@ -50,6 +50,22 @@ class Emitter:
             node.meta.update(val=meta_of(tensor), source="", module="")
             self._constant_nodes[key] = node
         return self._constant_nodes[key]
+
+    def submodule(self, body: fx.GraphModule, name: str) -> fx.Node:
+        """A `get_attr` node for the body of a higher-order operator."""
+        key, i = name, 1
+        while key in self.constants:
+            key, i = f"{name}_{i}", i + 1
+        self.constants[key] = body
+        node = self.graph.create_node("get_attr", key, name=key)
+        node.meta.update(self._tags())
+        return node
+
+    def lifted(self, tensor: torch.Tensor, name: str) -> fx.Node:
+        """One more graph input, after the ones that are there."""
+        last = list(self.graph.find_nodes(op="placeholder"))[-1]
+        with self.graph.inserting_after(last):
+            return self.placeholder(name, tensor)
 
     def call(self, target: Any, args: tuple, kwargs: dict | None = None, val: Any = None) -> fx.Node:
         """A `call_function` node; its value is inferred on the meta device when `val` is not given."""

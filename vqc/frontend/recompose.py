@@ -39,7 +39,7 @@ class Rewriter:
         self.constant: set[fx.Node] = set()  # nodes that depend on no input
         self.at: fx.Node | None = None
 
-    def run(self) -> None:
+    def run(self, skip: set[Any]) -> None:
         for node in list(self.graph.nodes):
             if node.op == "get_attr":
                 self.constant.add(node)
@@ -47,7 +47,7 @@ class Rewriter:
                 continue
             self._mark(node)
             f = RULES.get(node.target)
-            if f is None:
+            if f is None or node.target in skip:
                 continue
             self.at = node
             with self.graph.inserting_before(node):
@@ -77,9 +77,9 @@ class Rewriter:
         return None
 
 
-def recompose(graph: fx.Graph) -> None:
+def recompose(graph: fx.Graph, keep_clones: bool = False) -> None:
     """Bring every operator of the graph to its canonical form, in place."""
-    Rewriter(graph).run()
+    Rewriter(graph).run(skip={aten.clone.default} if keep_clones else set())
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
 
 

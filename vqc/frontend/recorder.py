@@ -58,6 +58,8 @@ class Recorder:
         self.dynamic: dict[fx.Node, str] = {}  # results of nonzero that wait for a use with a fixed shape
         self.written: list[Storage] = []
         self.override: dict[str, Any] | None = None  # tags taken from a graph that is interpreted
+        self.keep_scan = False
+        self.lifted: list[torch.Tensor] | None = None  # a scan body takes what it closes over as inputs
         self._paused = False
 
     # ---- the user's side ---------------------------------------------------------------------------------------------
@@ -157,6 +159,9 @@ class Recorder:
         name = self.names.get((storage.key, where))
         if name is None:
             name = f"{self.trail.current}.constant".lstrip(".")
+        if self.lifted is not None:
+            self.lifted.append(tensor)
+            return self._new_root(tensor, self.em.lifted(tensor, f"closed_{len(self.lifted)}"), data=True)
         storage.external = tensor
         return self._new_root(tensor, self.em.constant(tensor.detach(), name), data=False)
 

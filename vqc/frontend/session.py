@@ -91,6 +91,7 @@ class Session:
         self.homes = set(attribute_homes(target.roots))
         self.weights = self._weight_names()
         self.slot_states: list[SlotState] = []
+        self.keep_scan = False
         self.state_leaves: list[int] = []  # leaves that are states, in the order of the states
         self._bytes: dict[int, tuple[torch.Tensor, torch.UntypedStorage]] = {}
 
@@ -140,6 +141,7 @@ class Session:
         """Run the target once from the start and record it. Errors of the user's code come through as they are."""
         trail = ModuleTrail({id(m): n for n, m in self.target.modules.items()})
         recorder = Recorder(self.weights, trail, plan)
+        recorder.keep_scan = self.keep_scan
         try:
             self._restore()
             return self._record(recorder)

@@ -26,6 +26,7 @@ class ModelEntry:
     example         (height, width) -> the tensors of one step, without states; float32 in [0,1], seeded
     outputs         names of the output leaves, in order
     picture         index of the output that is judged as a picture (for matting: alpha)
+    inputs          names of the forward arguments that `example` gives: pictures in [0,1]
     states          forward argument -> index of the output leaf that is its next value; empty without recurrence
     state_range     open interval no state value leaves, by mathematics; None without recurrence
     multiple        sides of the frames must be multiples of this
@@ -40,11 +41,17 @@ class ModelEntry:
     example: Callable[[int, int], tuple[Tensor, ...]]
     outputs: tuple[str, ...]
     picture: int
+    inputs: tuple[str, ...]
     states: dict[str, int] = field(default_factory=dict)
     state_range: tuple[float, float] | None = None
     multiple: int = 1
     reach: int = 0
     target_offset: int | None = None
+
+    @property
+    def known_ranges(self) -> dict[str, tuple[float, float]]:
+        """What `vqc.capture` should know of the inputs: pictures lie in [0, 1]."""
+        return dict.fromkeys(self.inputs, (0.0, 1.0))
 
     def steps(self, clip: Tensor) -> int:
         """How many steps a clip [T,3,H,W] has inputs for."""
@@ -99,6 +106,7 @@ _ALL = (
         example=_one,
         outputs=("fgr", "pha", "r1", "r2", "r3", "r4"),
         picture=1,
+        inputs=("src",),
         states={"r1": 2, "r2": 3, "r3": 4, "r4": 5},
         state_range=(-1.0, 1.0),
     ),
@@ -110,6 +118,7 @@ _ALL = (
         example=_two,
         outputs=("middle",),
         picture=0,
+        inputs=("img0", "img1"),
         multiple=32,
         reach=2,
         target_offset=1,
@@ -122,6 +131,7 @@ _ALL = (
         example=_one,
         outputs=("large",),
         picture=0,
+        inputs=("x",),
     ),
 )
 
