@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from vqc.arguments import bind, is_random, op_name
+from vqc.arguments import bind, is_elementwise, is_random, op_name
 from vqc.passes.canonical_rules import CASTS, COPIES, PERMUTES, RESHAPES, RULES, SPLITS, VIEWS, View
 from vqc.pipeline import Exact, Numerics, Pass, PassContext, PassResult, register
 from vqc.program import Program, meta_of, shape_of
@@ -86,6 +86,8 @@ def _simplify(result: PassResult, node: fx.Node, device: torch.device | None) ->
             replacement = f(view)
             if replacement is not None and _layout_allows(result, node, replacement):
                 _replace(node, replacement)
+                if view.inserted is not None:
+                    replacement.name = node.name  # names do not depend on how many rewrites it took
                 result.count(name)
                 break
             if view.inserted is not None:
@@ -148,7 +150,7 @@ def _moves_only(target: Any) -> bool:
         return True
     if not isinstance(target, torch._ops.OpOverload) or target is aten.view.dtype:
         return False
-    return torch.Tag.pointwise in target.tags or op_name(target) in STRIDES_DO_NOT_MATTER
+    return is_elementwise(target) or op_name(target) in STRIDES_DO_NOT_MATTER
 
 
 def _infer_with(program: Program, node: fx.Node, changed: dict[fx.Node, Any]) -> Any:

@@ -44,7 +44,7 @@ class ExactFloat(Pass):
     """
 
     name: ClassVar[str] = "exact-float"
-    numerics: ClassVar[Numerics] = Lossy(40.0)
+    numerics: ClassVar[Numerics] = Lossy(30.0)
 
     def apply(self, program: Program, context: PassContext) -> PassResult:
         result = PassResult(program)

@@ -30,6 +30,7 @@ class Hand:
 
     def _placeholder(self, name: str, value: torch.Tensor) -> fx.Node:
         node = self.program.graph.placeholder(name)
+        node.name = name  # fx renames what is a name of Python's own, like `input`
         node.meta["val"] = meta_of(value)
         return node
 

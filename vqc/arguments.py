@@ -55,3 +55,18 @@ def is_random(target: Any) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return False
     return torch.Tag.nondeterministic_seeded in target.tags or "empty" in target._schema.name
+
+
+# Elementwise in all their tensor arguments, though PyTorch does not tag them so.
+_UNTAGGED = {
+    "aten.hardswish", "aten.log_sigmoid", "aten.rsub", "aten.where", "aten.masked_fill", "aten.floor_divide",
+    "aten.true_divide", "aten.divide", "aten.multiply", "aten.subtract", "aten.negative", "aten.absolute",
+    "aten.greater", "aten.less", "vqc.sigmoid", "vqc.tanh", "vqc.exp", "vqc.hardsigmoid", "vqc.hardswish", "vqc.silu",
+}  # fmt: skip
+
+
+def is_elementwise(target: Any) -> bool:
+    """Whether every element of an operator's result comes from the elements at its place, broadcasting aside."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in target.tags or op_name(target) in _UNTAGGED

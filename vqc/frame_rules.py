@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from vqc.arguments import bind, op_name
+from vqc.arguments import bind, is_elementwise, op_name
 from vqc.frames import MIXED, NONE, Frames, mix, placed, reshaped
 
 Result = Frames | tuple[Frames, ...]
@@ -317,7 +317,7 @@ RULES: dict[str, Callable[[Call], Result]] = {
     **_same("cat concat", cat),
     **_same("stack", stack),
     **_same("mean sum amax amin var std prod any all argmax argmin logsumexp linalg_vector_norm", reduce),
-    **_same("softmax _softmax log_softmax cumsum flip roll index_select", along_dim),
+    **_same("softmax _softmax log_softmax cumsum flip roll glu index_select", along_dim),
     **_same("constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d", pad),
     **_same("conv1d conv_transpose1d", batched(1)),
     **_same("conv2d conv_transpose2d", batched(2)),
@@ -334,7 +334,9 @@ RULES: dict[str, Callable[[Call], Result]] = {
     **_same("matmul bmm scaled_dot_product_attention", matrix_product),
     **_same("grid_sampler grid_sampler_2d", grid_sample),
     **_same("clone contiguous detach alias lift_fresh _to_copy to type_as dropout", elementwise),
-    **_same("sigmoid tanh exp hardsigmoid hardswish silu lut", elementwise, "vqc."),
+    **_same("zeros_like ones_like full_like new_zeros new_ones new_full", lambda c: NONE),
+    **_same("prelu", leading(0)),
+    **_same("lut", leading(0), "vqc."),
     **_same("quantize_per_tensor dequantize_per_tensor quantize_per_channel dequantize_per_channel", elementwise,
             "quantized_decomposed."),
     **_same("qconv2d qconv2d_requantize qconv_transpose2d qconv_transpose2d_requantize", batched(2), "vqc."),
@@ -353,7 +355,7 @@ def call_frames(node: fx.Node, layout: Mapping[str, Frames], several: Mapping[st
         pieces = several.get(source.name) if isinstance(source, fx.Node) else None
         return pieces[index] if pieces is not None and isinstance(index, int) else call.mixed()
     rule = RULES.get(name)
-    if rule is None and isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+    if rule is None and is_elementwise(node.target):
         rule = elementwise
     if name == "scan":
         rule = scan

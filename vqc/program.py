@@ -391,7 +391,8 @@ class Program:
         framed = sum(1 for i in self.inputs if i.frames is not None)
         return (
             f"{self.name}: {len(self.calls)} operators of {kinds} kinds, {weights:,} weights ({size / 1e6:.2f} MB), "
-            f"{len(self.inputs)} inputs ({framed} with a time axis), {len(self.outputs)} results, {len(self.states)} states"
+            f"{len(self.inputs)} inputs ({framed} with a time axis), {len(self.outputs)} results, "
+            f"{len(self.states)} states"
         )
 
 

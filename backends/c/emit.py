@@ -272,9 +272,8 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
     resets = []
     for state, value in zip(lowered.states, lowered.resets, strict=True):
         size = state.count * state.item
-        raw = lowered.weights[value.buffer.place : (value.buffer.place or 0) + size]
         at = f"(unsigned char *)state + {state.buffer.place}"
-        source = "memset({}, 0, {});" if not any(raw) else "memcpy({}, m->weights + " + str(value.buffer.place) + ", {});"
+        source = "memset({}, 0, {});" if value is None else "memcpy({}, m->weights + " + str(value.buffer.place) + ", {});"
         resets.append("    " + source.format(at, size))
     program_id = hashlib.sha256("\n".join([hash_bytes.hex(), *emitter.tables, *calls]).encode()).hexdigest()[:16]
     used = "\n".join(calls)

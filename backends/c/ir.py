@@ -193,7 +193,7 @@ class Lowered:
     inputs: list[Value]
     outputs: list[Value]
     states: list[Value]
-    resets: list[Value]  # reset value of every state, in the weights
+    resets: list[Value | None]  # reset value of every state, in the weights; None: zeros
     state_size: int
     kernels: dict[str, str] = field(default_factory=dict)  # node -> kernel, "" for a view
     workers: int = 1

@@ -179,7 +179,7 @@ class Lowering:
             self.kernels.setdefault(node.name, "")
         self.node = None
         outputs = self._finish(states)
-        resets = [self.pool.add(s.reset, f"reset_{s.name}") for s in program.states]
+        resets = [self.pool.add(s.reset, f"reset_{s.name}") if bool(s.reset.any()) else None for s in program.states]
         return Lowered(
             program.name, self.calls, b"", inputs, outputs, states, resets, state_size, self.kernels, self.workers
         )

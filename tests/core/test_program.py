@@ -99,9 +99,7 @@ def test_a_clone_is_the_same_and_independent():
 def test_a_clone_keeps_names_of_python_s_own():
     """`forward(self, input)` is what nn.Sequential has."""
     h = Hand()
-    x = h.input("x", 2)
-    p = h.done(h(aten.relu, x))
-    x.name, p.inputs = "input", (Input("input", (2,), torch.float32),)
+    p = h.done(h(aten.relu, h.input("input", 2)))
     clone = p.clone()
     assert [n.name for n in clone.nodes] == ["input", "relu", "output"]
     assert torch.equal(clone.to_module()(*p.example)[0], run(p)[0])

@@ -63,8 +63,8 @@ def test_found_by_name_in_a_process_that_never_imports_vqc():
     code = (
         "import sys, torch\n"
         "assert 'vqc' in torch.compiler.list_backends(exclude_tags=())\n"
-        "f = torch.compile(torch.nn.Conv2d(3, 4, 3).eval(), backend='vqc', options={'target': 'reference'})\n"
         "assert not any(m == 'vqc' or m.startswith('vqc.') for m in sys.modules)\n"
+        "f = torch.compile(torch.nn.Conv2d(3, 4, 3).eval(), backend='vqc', options={'target': 'reference'})\n"
         "with torch.no_grad():\n"
         "    print(tuple(f(torch.rand(1, 3, 8, 8)).shape))\n"
     )
@@ -143,20 +143,11 @@ def test_a_graph_without_operators_is_passed_through():
     assert all(r.compilations == 0 for r in reports())
 
 
-def test_what_cannot_be_captured_falls_back_and_says_so():
-    @torch.library.custom_op("vqc_test_door::opaque_sum", mutates_args=())
-    def opaque_sum(x: list[torch.Tensor]) -> torch.Tensor:
-        return sum(x).clone()
-
-    @opaque_sum.register_fake
-    def _(x):
-        return torch.empty_like(x[0])
-
+def test_a_graph_that_reads_the_data_is_left_as_it_is():
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         fast = torch.compile(lambda x: torch.nonzero(x).sum(0), backend="vqc", options=EAGER)
-        x = torch.tensor([0.0, 1.0, 0.0, 2.0])
-        assert fast(x).tolist() == [4]
-    assert "reads the data" in str(last_report())
+        assert fast(torch.tensor([0.0, 1.0, 0.0, 2.0])).tolist() == [4]
+    assert "aten.nonzero reads the data" in str(last_report())
     assert last_report().route == "left to eager as it is"
 
 

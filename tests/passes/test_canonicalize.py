@@ -174,8 +174,8 @@ def test_chains_of_views_become_one():
     testing.assert_text(after, """
         program hand
           input x: f32[2,3,4,5]
-          reshape_3: f32[1,6,20] = aten.reshape(x, [1,6,20])
-          return y = reshape_3
+          unsqueeze: f32[1,6,20] = aten.reshape(x, [1,6,20])
+          return y = unsqueeze
     """)  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import torch
 
 BINS = 2048
 POWER_UNIT = 2.0**-40  # of the exact integer sums of mean squares
-SAMPLES = 1 << 16  # values of one frame that enter the histogram at most; ranges always look at every value
+# Values of one frame that enter the histogram and the mean square at most; ranges always look at every value.
+SAMPLES = 1 << 16
 
 
 @dataclass
@@ -48,7 +49,8 @@ class Statistics:
         low, high = flat.amin(1).double().numpy(), flat.amax(1).double().numpy()
         values = x.reshape(-1)[:: max(1, x.numel() // SAMPLES)].double().numpy()
         self._merge_ranges(low, high)
-        squares = np.rint(flat.double().square().mean(1).numpy() / POWER_UNIT)
+        sample = flat[:, :: max(1, flat.shape[1] * len(flat) // SAMPLES)].double()
+        squares = np.rint(sample.square().mean(1).numpy() / POWER_UNIT)
         self._add_power(np.array([int(v) for v in squares], dtype=object))
         self.sum_low += Fraction(float(low.min()))
         self.sum_high += Fraction(float(high.max()))

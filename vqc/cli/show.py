@@ -14,12 +14,16 @@ from rich.table import Table
 from vqc.errors import VqcError
 from vqc.report.tables import columns
 
+LOG_WIDTH = 140  # columns of a table that no terminal bounds
 EVERY = 10.0  # seconds between two lines of one stage in a log
 
 
 def out() -> Console:
     """The console of results (made anew each time, so that redirection is seen)."""
-    return Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
 
 
 def err() -> Console:
@@ -45,7 +49,7 @@ def table(rows: Sequence[dict[str, str]], title: str | None = None) -> None:
     for row in rows:
         made.add_row(*(escape(row.get(name, "–")) for name in names))
     console = out()
-    console.print(made, soft_wrap=False, width=None if console.is_terminal else 160)
+    console.print(made, soft_wrap=False)
 
 
 class Reporter:

@@ -92,11 +92,10 @@ def save(folder: Path, stem: str, net: Network, clip: Tensor, played: Sequence[P
         pictures = [video.composite(colours, matte) for colours, matte in pairs]
     offset = net.reach // 2 if net.reach else 0
     columns = ["frame", reference.engine, shown.engine, "|difference| x10"]
+    text = markdown(table) + "\nStrip, left to right: " + "; ".join(columns) + ".\n"
     sheet = strip_rows(clip, reference, shown, offset=offset)
     return [
         video.write_video(folder / f"{stem}.mp4", pictures, fps),
         video.write_png(folder / f"{stem}-strip.png", video.strip(sheet)),
-        write_text(
-            folder / f"{stem}-table.md", markdown(table) + "\nStrip, left to right: " + "; ".join(columns) + ".\n"
-        ),
+        write_text(folder / f"{stem}-table.md", text),
     ]

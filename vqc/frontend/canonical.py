@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from vqc.frontend.emit import aten
+from vqc.frontend import pointwise  # noqa: F401  (registers its rules)
 from vqc.frontend.recompose import positive_dims, recompose
 from vqc.program import meta_of
 
@@ -27,6 +28,7 @@ def canonicalize(graph: fx.Graph, constants: dict[str, Any], random: set[fx.Node
     drop_dead(graph)
     positive_dims(graph)
     recompose(graph, keep_clones)
+    recompose(graph, keep_clones)  # what the first walk put together may be part of something larger
     merge(graph, constants, random, weights)
     fold(graph, constants, random)
     recompose(graph, keep_clones)

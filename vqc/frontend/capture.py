@@ -50,9 +50,9 @@ def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None
     session, plan = declare(target, args, dict(kwargs or {}), states)
     session.keep_scan = keep_scan
     with session.restored():
-        discover(session, plan)
-        recording, decisions = settle(session)
-        program, notes = build(session, recording, decisions, plan, name)
+        recording, reads = discover(session)
+        settled = settle(session, recording, reads)
+        program, notes = build(session, recording, settled, plan, name)
         program = _with_ranges(program, known_ranges or {}, frames or {})
         spec.check(program, "capture")
         notes += verify(session, program, plan)

@@ -31,18 +31,16 @@ class Settled:
         self.notes.append(f"assumed, and checked at every step: {decisions[0].place} is {decisions[0].value}; {why}")
 
 
-def settle(session: Session) -> tuple[Recording, Settled]:
-    """Record the target and settle every place where Python read a value of the data.
+def settle(session: Session, recording: Recording, plan: Plan) -> Settled:
+    """Settle every place where Python read a value of the data in a recording.
 
     Reads at one line of code are flipped together, so there is one more run for each such line. A read that changes
     nothing (a logger) is dropped. One that tests floats for exact equality, and one whose other branch only raises,
     become assumptions. Raises CaptureError for all others.
     """
-    plan = Plan()
-    recording = session.record(plan)
     settled = Settled()
     if not plan.made:
-        return recording, settled
+        return settled
     keys: dict[Any, int] = {}
     mine = summary(recording, keys)
     limit = 4 * recording.recorder.count + 2000
@@ -61,7 +59,7 @@ def settle(session: Session) -> tuple[Recording, Settled]:
             _judge_joint(settled, sites[site])
     else:
         settled.notes += [f"a look at the data without effect on the result: {sites[s][0].place}" for s in free]
-    return recording, settled
+    return settled
 
 
 def _other(session: Session, flipped: frozenset[Site], limit: int, keys: dict[Any, int], mine: Any) -> str:

@@ -372,6 +372,25 @@ def prelu_kernel(r: Rewriter, node: fx.Node) -> fx.Node | None:
     return r.call(aten.prelu.default, (x, r.call(aten.reshape.default, (weight, [count]))), val=node.meta["val"])
 
 
+@rule(aten.copy.default)
+def copy(r: Rewriter, node: fx.Node) -> fx.Node | None:
+    x, source = node.args[:2]
+    assert isinstance(x, fx.Node) and isinstance(source, fx.Node)
+    if source.meta["val"].dtype != x.meta["val"].dtype:
+        source = r.call(aten._to_copy.default, (source,), {"dtype": x.meta["val"].dtype})
+    return source if shape(source) == shape(x) else r.call(aten.expand.default, (source, list(shape(x))))
+
+
+_WITH_NUMBER = {aten.add.Scalar: aten.add.Tensor, aten.sub.Scalar: aten.sub.Tensor, aten.mul.Scalar: aten.mul.Tensor,
+                aten.div.Scalar: aten.div.Tensor}  # fmt: skip
+
+
+@rule(*_WITH_NUMBER)
+def with_number(r: Rewriter, node: fx.Node) -> fx.Node | None:
+    extra = {"alpha": node.args[2]} if len(node.args) > 2 else dict(node.kwargs)
+    return r.call(_WITH_NUMBER[node.target], tuple(node.args[:2]), extra, val=node.meta["val"])
+
+
 def numbers_of(dims: Any, rank: int) -> Any:
     if isinstance(dims, torch.SymInt):
         return dims

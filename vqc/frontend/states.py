@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from vqc.errors import CaptureError
+from vqc.frontend.decisions import Plan
 from vqc.frontend.session import Change, Recording, Session, SlotState
 from vqc.frontend.snapshot import MISSING
 from vqc.frontend.target import Target, identifier
@@ -106,21 +107,23 @@ def declare(target: Target, args: tuple, kwargs: dict, states: Mapping[str, Any]
     return session, plan
 
 
-def discover(session: Session, plan: StatePlan) -> None:
-    """Find what the model keeps in itself from step to step: record until nothing new depends on the data."""
+def discover(session: Session) -> tuple[Recording, Plan]:
+    """Find what the model keeps in itself from step to step: record until nothing new depends on the data.
+
+    Returns the last recording and what was asked of the data in it.
+    """
     for _ in range(_ROUNDS):
-        recording = session.record()
-        if not recording.changes:
-            return
+        reads = Plan()
+        recording = session.record(reads)
+        fresh = False
         for change in recording.changes.values():
             found = _slot_state(session, change)
-            if any(t is o for t in found.live if t is not None for s in session.slot_states for o in s.live):
-                continue  # the same tensor in two attributes
-            session.slot_states.append(found)
-    _give_up(recording)
-
-
-def _give_up(recording: Recording) -> None:
+            known = [t for s in session.slot_states for t in s.live if t is not None]
+            if not any(t is o for t in found.live for o in known):  # not the same tensor in two attributes
+                session.slot_states.append(found)
+                fresh = True
+        if not fresh:
+            return recording, reads
     raise CaptureError("the network keeps new tensors at every step", where=", ".join(recording.changes),
                        way_out="capture the whole clip at once, or keep a memory of fixed size")  # fmt: skip
 

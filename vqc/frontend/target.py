@@ -161,9 +161,10 @@ class _Interpreter(fx.Interpreter):
 def place_text(node: fx.Node) -> str:
     """"file.py:12 in forward: code line" from the stack trace an exported or Dynamo graph's node carries."""
     found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
-    if not found:
+    own = [f for f in found if not re.search(r"[\\/]torch[\\/](nn|utils|functional|_|export|fx)", f[0])]
+    if not own:
         return ""
-    filename, line, function, code = found[-1]
+    filename, line, function, code = own[-1]
     name = re.split(r"[\\/]", filename)[-1]
     return f"{name}:{line} in {function}" + (f": {code.strip()}" if code.strip() else "")
 
@@ -174,7 +175,7 @@ def module_text(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    path = re.sub(r"^L\['?self'?\]\.?", "", path)
+    path = re.sub(r"^L\[['\"]?\w+['\"]?\]\.?", "", path)
     path = re.sub(r"_modules\['([^']+)'\]", r"\1", path)
     path = re.sub(r"slice\(.*?\)|\(\)|@\d+", "", path)
     return re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path).strip(".")

@@ -82,8 +82,8 @@ def network(name: str, size: tuple[int, int] | None = None) -> Network:
     """The network called `name`, for frames of `size` (H, W).
 
     `name`: a key of `vqc.models.MODELS`, "package.module:factory" or "file.py:factory". A factory takes no arguments
-    and returns an nn.Module, (module, example) or (module, example, states); an example is a tensor or a tuple of
-    tensors as `Network.example`. Without one the network takes one frame a step.
+    and returns an nn.Module, or a tuple (module, example, states, picture) of which the end may be left out: an example
+    is a tensor or a tuple of tensors as `Network.example` (default: one frame), states and picture are as in `Network`.
     Raises InputError for a name or an example that is not understood, CaptureError when the factory fails,
     ArtifactError when weights cannot be had.
     """
@@ -138,9 +138,9 @@ def _of_factory(name: str, factory: Callable[[], Any], size: tuple[int, int] | N
         raise CaptureError(f"the factory {name} failed", where=name, why=f"{type(e).__name__}: {e}",
                            way_out="it must work without arguments") from e  # fmt: skip
     parts = made if isinstance(made, tuple) else (made,)
-    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], nn.Module):
+    if not 1 <= len(parts) <= 4 or not isinstance(parts[0], nn.Module):
         raise InputError(f"the factory {name} gave {type(made).__name__}", where=name,
-                         way_out="return a module, (module, example) or (module, example, states)")  # fmt: skip
+                         way_out="return a module or (module, example, states, picture)")  # fmt: skip
     example = parts[1] if len(parts) > 1 else torch.zeros(1, 3, *(size or (288, 512)))
     tensors = (example,) if isinstance(example, Tensor) else tuple(example)
     if not tensors or not all(isinstance(x, Tensor) and x.ndim in (4, 5) and x.shape[0] == 1 for x in tensors):
@@ -149,4 +149,4 @@ def _of_factory(name: str, factory: Callable[[], Any], size: tuple[int, int] | N
     if size is not None:
         tensors = tuple(torch.rand(*x.shape[:-2], *size, generator=torch.Generator().manual_seed(0)) for x in tensors)
     states = dict(parts[2]) if len(parts) > 2 else {}
-    return Network(name.rpartition(":")[2], parts[0].eval(), tensors, states)
+    return Network(name.rpartition(":")[2], parts[0].eval(), tensors, states, int(parts[3]) if len(parts) > 3 else 0)

@@ -1,0 +1,144 @@
+"""The commands on a tiny network and a tiny clip, and what they say when they are misused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vqc import video
+from vqc.cli import app
+from vqc.errors import PipelineError
+
+MODEL = '''
+import torch
+from torch import nn
+
+class Matting(nn.Module):
+    """A 4-channel recurrent network: (colours, matte, state)."""
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, 1, 1)
+
+    def forward(self, src, r=None):
+        y = torch.relu(self.conv(src))
+        r = 0.5 * y if r is None else 0.5 * r + 0.5 * y
+        return src, torch.sigmoid(self.head(r)), r
+
+def matting():
+    return Matting(), torch.rand(1, 3, 16, 24), {"r": 2}, 1
+
+def picture():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1), nn.Sigmoid())
+
+def broken():
+    raise RuntimeError("no weights today")
+
+def number():
+    return 7
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nets.py, and clips a.mp4 and b.mp4 of six frames, 16x24."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "nets.py").write_text(MODEL)
+    g = torch.Generator().manual_seed(0)
+    for name in ("a", "b"):
+        base = torch.rand(3, 16, 24, generator=g)
+        video.write_video(folder / f"{name}.mp4", [(base * (0.5 + t / 12)).clamp(0, 1) for t in range(6)], 12)
+    return folder
+
+
+def vqc(*args: str | Path, code: int = 0) -> str:
+    """Run a command in this process; its output and errors together. Fails unless the exit code is `code`."""
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output + (result.stderr if result.stderr not in result.output else "")
+
+
+def test_run_writes_a_video_a_strip_and_a_table(place: Path, tmp_path: Path) -> None:
+    said = vqc("run", f"{place}/nets.py:matting", place / "a.mp4", "--recipe", "int8", "--calibration", place / "b.mp4",
+               "--calibration-frames", "4", "--target", "reference", "--frames", "5",
+               "-o", tmp_path / "out")  # fmt: skip
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["matting-a-strip.png", "matting-a-table.md", "matting-a.mp4"]
+    assert video.read_clip(tmp_path / "out" / "matting-a.mp4").shape == (5, 3, 16, 24)
+    table = (tmp_path / "out" / "matting-a-table.md").read_text()
+    assert table.splitlines()[0].startswith("| engine | ms a frame | MAD x1e3 |")
+    assert "vqc reference, int8" in table and "vqc reference, int8" in said
+    assert "Traceback" not in said
+
+
+def test_compare_of_the_float_recipe_finds_no_difference(place: Path) -> None:
+    said = vqc("compare", f"{place}/nets.py:matting", place / "a.mp4", "--target", "reference", "--frames", "4")
+    cells = [line for line in said.splitlines() if "vqc reference, float" in line][-1].split("│")
+    assert float(cells[3]) < 1e-3, said  # MAD x1e3
+    assert "drift: SQNR changes by" in said
+
+
+def test_compare_judges_a_picture_by_psnr(place: Path) -> None:
+    said = vqc("compare", f"{place}/nets.py:picture", place / "a.mp4", "--size", "16x24", "--frames", "3",
+               "--recipe", "int8-all", "--calibration", place / "b.mp4", "--calibration-frames", "3",
+               "--target", "reference")  # fmt: skip
+    assert "PSNR dB" in said and "SSIM" in said and "MAD" not in said
+
+
+def test_inspect_shows_states_history_text_and_kernels(place: Path) -> None:
+    said = vqc("inspect", f"{place}/nets.py:matting", "--target", "reference", "--text")
+    for piece in ("state r ", "input src", "fold-bn: ", "program ", "eager aten.conv2d", "reference for reference"):
+        assert piece in said, piece
+
+
+def test_lists(place: Path) -> None:
+    assert "int8" in vqc("recipes") and "fold-bn,canonicalize" in vqc("recipes")
+    names = [line.split(":")[0] for line in vqc("passes").splitlines()]
+    assert {"observe", "quantize", "lower-integer"} <= set(names)
+    assert "reference:" in vqc("targets") and "native:" in vqc("targets")
+
+
+@pytest.mark.parametrize(
+    ("args", "pieces"),
+    [
+        (["run", "{m}", "{p}/none.mp4"], ["the clip cannot be read", "none.mp4", "way out:"]),
+        (["run", "{m}", "{p}/nets.py"], ["the clip cannot be read", "nets.py"]),
+        (["run", "{m}", "{a}", "--recipe", "int9000"], ["no pass called 'int9000'", "way out:"]),
+        (["run", "{m}", "{a}", "--recipe", "int8"], ["needs a calibration clip", "--calibration"]),
+        (["run", "{m}", "{a}", "--target", "toaster"], ["no target called 'toaster'", "portable"]),
+        (["run", "{m}", "{a}", "--size", "12by9"], ["a size cannot be '12by9'", "288x512"]),
+        (["run", "{m}", "{a}", "--frames", "99", "--target", "reference"], ["a.mp4", "99"]),
+        (["compare", "nobody", "{a}"], ["no model called 'nobody'", "rvm"]),
+        (["compare", "{p}/nets.py:nothing", "{a}"], ["has no factory called 'nothing'"]),
+        (["compare", "{p}/nets.py:broken", "{a}"], ["RuntimeError: no weights today"]),
+        (["compare", "{p}/nets.py:number", "{a}"], ["gave int"]),
+        (["inspect", "{p}/gone.py:net"], ["cannot be loaded", "gone.py"]),
+        (["inspect", "rife", "--size", "30x64"], ["multiples of 32", "--size 32x64"]),
+    ],
+)
+def test_misuse_is_told_with_a_way_out_and_without_a_traceback(
+    place: Path, tmp_path: Path, args: list[str], pieces: list[str]
+) -> None:
+    filled = [a.format(m=f"{place}/nets.py:matting", p=place, a=place / "a.mp4") for a in args]
+    said = vqc(*filled, *(["-o", str(tmp_path / "out")] if args[0] == "run" else []), code=2)
+    for piece in ("error:", *pieces):
+        assert piece in said, (piece, said)
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_an_unwritable_folder_is_told_before_anything_runs(place: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file where the folder should be")
+    said = vqc("run", f"{place}/nets.py:matting", place / "a.mp4", "-o", taken, code=2)
+    assert "nothing can be written into" in said and "another folder" in said and "compile" not in said
+    assert taken.read_text().startswith("a file")
+
+
+def test_debug_lets_the_error_through(place: Path) -> None:
+    result = CliRunner().invoke(app, ["--debug", "run", f"{place}/nets.py:matting", "x.mp4", "--recipe", "int9000"])
+    assert isinstance(result.exception, PipelineError)
