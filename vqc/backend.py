@@ -54,9 +54,9 @@ def vqc_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str 
         report.route = "nothing to compute"
         report.publish()
         return gm.forward
-    training = chosen.is_float and differentiates(example_inputs)
-    facts = None if training or _is_dynamic(example_inputs) else study(gm, example_inputs)
-    why = _as_it_is(gm, training, facts)
+    facts = None if _is_dynamic(example_inputs) else study(gm, example_inputs)
+    training = differentiates(example_inputs) if facts is None else facts.differentiable
+    why = _as_it_is(gm, training and chosen.is_float, facts)
     if why:
         return leave_as_it_is(gm, example_inputs, chosen, why, report)
     engine = engine_for(chosen, gm, example_inputs, report)

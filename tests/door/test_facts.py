@@ -44,6 +44,17 @@ def test_batch_norm_writes_its_statistics_only_while_training():
         assert facts(lambda x, m, v: norm(x, m, v, True), x, mean, var).written == {1, 2}
 
 
+def test_what_depends_on_gradients():
+    x, w = torch.rand(3), torch.rand(3, requires_grad=True)
+    assert facts(lambda x, w: x * w, x, w).differentiable
+    assert not facts(lambda x, w: x * w.detach(), x, w).differentiable
+    assert not facts(lambda x, w: x * 2, x, w).differentiable
+    with torch.no_grad():
+        assert not facts(lambda x, w: x * w, x, w).differentiable
+    into = torch.rand(3)
+    assert facts(lambda into, w: (into.add_(w), 1)[1], into, w).differentiable
+
+
 def test_shared_memory_spreads_a_write():
     base = torch.rand(4)
     found = facts(lambda a, b, c: (a.add_(1), b + c)[1], base, base[1:3].detach(), torch.rand(2))

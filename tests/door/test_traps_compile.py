@@ -90,6 +90,21 @@ def test_training_gets_gradients():
     assert "weights bound" in last_report().route
 
 
+def test_a_forward_that_switches_gradients_off_is_no_training():
+    class Quiet(Small):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    model, x = Quiet(), frames(1)[0]
+    with torch.enable_grad():
+        got = torch.compile(model, backend="vqc")(x)
+        assert torch.is_grad_enabled()
+    assert close(got, model(x))
+    assert not got.requires_grad
+    assert "weights bound" in last_report().route
+
+
 def test_inference_mode():
     model, x = Small(), frames(1)[0]
     fast = torch.compile(model, backend="vqc")

@@ -53,16 +53,17 @@ Target = Annotated[str, typer.Option(help="Where it runs; see `vqc targets`.")]
 Size = Annotated[str | None, typer.Option(help="Frames are resized to this, HxW.")]
 Frames = Annotated[int, typer.Option(min=0, help="Frames to run; 0 means all.")]
 CalibrationFrames = Annotated[int, typer.Option(min=1, help="Frames of the calibration clip.")]
+Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of every engine.")]
 Start = Annotated[int, typer.Option(min=0, help="The first frame to run.")]
 
 
 @app.command()
 def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
         frames: Frames = 48, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
-        output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("out"),
+        threads: Threads = 1, output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("out"),
         ) -> None:  # fmt: skip
     """Run a clip through a compiled network: a video, a strip of frames and a table beside the float network."""
-    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames)
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads)
     job.check()
     where = folder(output)
     with Reporter() as report:
@@ -79,9 +80,9 @@ def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibra
 @app.command()
 def compare(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None,
             target: Target = "native", frames: Frames = 48, size: Size = None, start: Start = 0,
-            calibration_frames: CalibrationFrames = 48) -> None:  # fmt: skip
+            calibration_frames: CalibrationFrames = 48, threads: Threads = 1) -> None:  # fmt: skip
     """Compare a compiled network with the float one, frame by frame; nothing is written."""
-    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames)
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads)
     with Reporter() as report:
         net, _, engines, played = job.play(report)
     table(frame_rows(played[1], played[0]), f"{played[1].engine} beside {played[0].engine}")
@@ -151,14 +152,16 @@ def _fallbacks(report: Any) -> None:
 @app.command()
 def demo(output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("out/demo"),
          frames: Annotated[int, typer.Option(min=2, help="Frames to run.")] = 48,
-         calibration_frames: CalibrationFrames = 48, size: Size = "288x512") -> None:  # fmt: skip
+         calibration_frames: CalibrationFrames = 48, size: Size = "288x512", threads: Threads = 1) -> None:  # fmt: skip
     """Matting of a real clip with real weights: PyTorch, vqc float and vqc 8 bits side by side."""
     where = folder(output)
     parsed = parse_size(size)
     assert parsed is not None
     with Reporter() as report:
-        result, written = run_demo(where, parsed, frames, calibration_frames, report)
-    table(result, f"RVM on single_face, {frames} frames at {size}; distances to PyTorch's float alpha")
+        result, written = run_demo(where, parsed, frames, calibration_frames, threads, report)
+    table(
+        result, f"RVM on single_face, {frames} frames at {size}, threads: {threads}; distances to PyTorch's float alpha"
+    )
     for path in written:
         out().print(f"wrote {path}")
 

@@ -8,12 +8,13 @@ from vqc import video
 from vqc.cli.show import Reporter
 from vqc.cli.work import save
 from vqc.report.network import network
-from vqc.report.session import compiled_engine, eager_engine, play, rows
+from vqc.report.session import compiled_engine, eager_engine, play, rows, use_threads
 
 CALIBRATION, CLIP = "pexels", "single_face"  # two people, two scenes: nothing of the second is seen before
 
 
-def run_demo(folder: Path, size: tuple[int, int], frames: int, calibration_frames: int, report: Reporter
+def run_demo(folder: Path, size: tuple[int, int], frames: int, calibration_frames: int, threads: int,
+             report: Reporter
              ) -> tuple[list[dict[str, str]], list[Path]]:  # fmt: skip
     """Play the clip in PyTorch, in vqc's float C and in its 8-bit C; write video, strip and table into `folder`.
 
@@ -25,9 +26,10 @@ def run_demo(folder: Path, size: tuple[int, int], frames: int, calibration_frame
     calibration = video.read_clip(video.clip(CALIBRATION), calibration_frames, size)
     clip = video.read_clip(video.clip(CLIP), frames, size)
     engines = [eager_engine(net)]
+    options = use_threads(threads, "native")
     for recipe, name, pixels in (("float", "vqc C, float32", None), ("int8", "vqc C, int8", calibration)):
         report.say(f"compile {name}")
-        engines.append(compiled_engine(net, recipe, "native", name, pixels, report))
+        engines.append(compiled_engine(net, recipe, "native", name, pixels, report, **options))
     played = [play(engine, net, clip, report) for engine in engines]
     table = rows(played, played[0])
     fps = video.CLIPS[CLIP].fps

@@ -15,7 +15,7 @@ from vqc.backends import backend_for
 from vqc.cli.show import Reporter
 from vqc.errors import CalibrationError, InputError
 from vqc.report.network import Network, network
-from vqc.report.session import Engine, Playback, compiled_engine, eager_engine, play, strip_rows
+from vqc.report.session import Engine, Playback, compiled_engine, eager_engine, play, strip_rows, use_threads
 from vqc.report.tables import markdown, write_text
 
 
@@ -47,6 +47,7 @@ class Job:
     frames: int = 48
     start: int = 0
     calibration_frames: int = 48
+    threads: int = 1
 
     def check(self) -> None:
         """Raise what can be known at once: a wrong recipe, target or size, a missing calibration clip."""
@@ -73,7 +74,8 @@ class Job:
         if self.calibration is not None:
             calibration = self.read(self.calibration, self.calibration_frames, net.size)
         report.say(f"compile {net.name}: recipe {self.recipe}, target {self.target}")
-        compiled = compiled_engine(net, self.recipe, self.target, calibration=calibration, progress=report)
+        compiled = compiled_engine(net, self.recipe, self.target, calibration=calibration, progress=report,
+                                   **use_threads(self.threads, self.target))  # fmt: skip
         return net, clip, [eager_engine(net), compiled]
 
     def play(self, report: Reporter) -> tuple[Network, Tensor, list[Engine], list[Playback]]:

@@ -35,6 +35,7 @@ class Facts:
     written: frozenset[int] = frozenset()  # with every input that shares memory with a written one
     aliased: bool = False  # two inputs share memory that is written
     opaque: frozenset[int] = frozenset()  # handed to a higher-order operator, whose body was not watched
+    differentiable: bool = False  # a result, or a written input, depends on something that requires gradients
     unknown: str = ""
 
 
@@ -83,19 +84,22 @@ def study(gm: fx.GraphModule, inputs: Sequence[Any]) -> Facts:
     """Run the graph once on fake copies of `inputs` (real tensors and numbers) and say what it does with them."""
     strange = [x for x in inputs if isinstance(x, torch.Tensor) and not plain(x)]
     if strange:
-        return Facts(unknown=f"an input is a {type(strange[0]).__name__} on {strange[0].device} ({strange[0].layout})")
+        kind = f"{type(strange[0]).__name__} on {strange[0].device} ({strange[0].layout})"
+        return Facts(unknown=f"an input is a {kind}", differentiable=differentiates(inputs))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
     watch = _Watch()
     try:
         with compat.outside_tracing(), torch.set_grad_enabled(torch.is_grad_enabled()), mode, watch:
-            gm(*fakes)
+            results = gm(*fakes)
     except (DynamicOutputShapeException, DataDependentOutputException) as e:
-        return Facts(unknown=f"{op_text(e.func)} reads the data")
+        return Facts(unknown=f"{op_text(e.func)} reads the data", differentiable=differentiates(inputs))
     storage = {i: x.untyped_storage()._cdata for i, x in enumerate(fakes) if isinstance(x, torch.Tensor)}
     written = {i for i, s in storage.items() if s in watch.written}
     aliased = len({storage[i] for i in written}) < len(written)
-    return Facts(frozenset(written), aliased, frozenset(i for i, s in storage.items() if s in watch.opaque))
+    opaque = {i for i, s in storage.items() if s in watch.opaque}
+    touched = [x for x in pytree.tree_leaves(results) if isinstance(x, torch.Tensor)] + [fakes[i] for i in written]
+    return Facts(frozenset(written), aliased, frozenset(opaque), any(x.requires_grad for x in touched))
 
 
 def is_constant(node: fx.Node, value: Any) -> bool:

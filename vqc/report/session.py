@@ -94,6 +94,12 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
     return Engine(name or f"vqc {target}, {recipe}", step, stream.reset, size, program, executable.report)
 
 
+def use_threads(threads: int, target: str) -> dict[str, int]:
+    """Let PyTorch compute with this many threads; the options that make a target do the same."""
+    torch.set_num_threads(threads)
+    return {"threads": threads} if target in ("native", "portable") else {}
+
+
 def constant_bytes(program: Program) -> int:
     """Bytes of all constants of a Program."""
     return sum(x.numel() * x.element_size() for x in program.constants.values() if isinstance(x, Tensor))

@@ -71,14 +71,14 @@ def _program(makers):
                  *[x for _, x, _ in made])  # fmt: skip
 
 
-@settings(max_examples=14, deadline=None)
+@settings(max_examples=9, deadline=None)
 @given(st.lists(cases(), min_size=3, max_size=5), st.lists(cases(transposed=True), min_size=2, max_size=4))
 def test_float_convolutions_equal_pytorchs(plain, transposed):
     makers = [_floats(c, False, False) for c in plain] + [_floats(c, True, False) for c in transposed]
     check(_program(makers), rtol=1e-5, atol=2e-5)
 
 
-@settings(max_examples=14, deadline=None)
+@settings(max_examples=9, deadline=None)
 @given(st.lists(cases(), min_size=3, max_size=5), st.lists(cases(transposed=True), min_size=2, max_size=4),
        st.sampled_from(["native", "native", "portable"]))  # fmt: skip
 def test_exact_convolutions_equal_bit_for_bit(plain, transposed, target):
@@ -103,7 +103,7 @@ def _integers(c, transposed, requantize):
     return getattr(vops, name).default, x, args
 
 
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(cases(), min_size=3, max_size=6), st.lists(cases(transposed=True), min_size=2, max_size=4),
        st.booleans(), st.sampled_from(["native", "native", "portable"]))  # fmt: skip
 def test_integer_convolutions_equal_bit_for_bit(plain, transposed, requantize, target):

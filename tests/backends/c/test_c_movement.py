@@ -104,7 +104,7 @@ def view_chains(draw):
     return shape, steps, draw(st.integers(0, 1000))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(view_chains())
 def test_random_chains_of_views(case):
     shape, steps, seed = case

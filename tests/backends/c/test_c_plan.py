@@ -62,7 +62,7 @@ def build_graph(case):
     return chain(build, torch.randn(1, 4, 5, 6), states=[torch.randn(1, 4, 5, 6), torch.zeros(1, 4, 5, 6)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(graphs())
 def test_random_graphs_with_states_give_the_reference_result(case):
     check(build_graph(case), atol=1e-5)

@@ -73,7 +73,7 @@ def broadcasts(draw):
     return shape, other, draw(st.booleans())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(broadcasts(), st.integers(0, 5))
 def test_binary_operators_broadcast(shapes, seed):
     g = torch.Generator().manual_seed(seed)

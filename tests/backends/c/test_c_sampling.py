@@ -13,7 +13,7 @@ vops = torch.ops.vqc
 SIZE = st.integers(1, 13)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(SIZE, SIZE, SIZE, SIZE, st.booleans(), st.sampled_from([None, 2.0, 0.5, 1.7]))
 def test_bilinear_resize(h, w, oh, ow, align, scale):
     if scale is not None and min(int(h * scale), int(w * scale)) > 0:
@@ -30,7 +30,7 @@ def test_bilinear_resize(h, w, oh, ow, align, scale):
     assert torch.equal(exe.trace([x])[0], vops.resize_bilinear(x, oh, ow, align, scale, scale))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(SIZE, SIZE, SIZE, SIZE, st.booleans(), st.sampled_from(["border", "zeros"]), st.integers(0, 99))
 def test_grid_sampling(h, w, oh, ow, align, padding, seed):
     g = torch.Generator().manual_seed(seed)
@@ -63,7 +63,7 @@ def windows(draw):
     return size, kernel, stride, padding, draw(st.booleans()), draw(st.booleans())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(windows())
 def test_pooling(case):
     size, kernel, stride, padding, ceil, inside = case
