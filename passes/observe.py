@@ -19,10 +19,7 @@ from vqc.program import Program
 aten = torch.ops.aten
 
 # The operators worth an integer kernel, with the index of their weight argument.
-QUANTIZABLE: dict[Any, int] = {
-    aten.conv1d.default: 1, aten.conv2d.default: 1, aten.conv3d.default: 1, aten.conv_transpose2d.input: 1,
-    aten.linear.default: 1,
-}  # fmt: skip
+QUANTIZABLE: dict[Any, int] = {aten.conv2d.default: 1, aten.conv_transpose2d.input: 1, aten.linear.default: 1}
 
 
 def quantizable(program: Program) -> list[fx.Node]:

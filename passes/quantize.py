@@ -15,10 +15,15 @@ from vqc.passes.channel_balance import ActivationQuant, balance, channel_view
 from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
 from vqc.passes.observe import quantizable
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
-from vqc.program import Program
+from vqc.program import Program, op_text
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
+
+
+# Layers that are left in float32 whatever the options say.
+FLOAT_ONLY = {aten.conv1d.default, aten.conv3d.default, aten.conv_transpose1d.default, aten.conv_transpose3d.input,
+              aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default}  # fmt: skip
 
 
 @register
@@ -76,6 +81,8 @@ class Quantize(Pass):
             result.count("weight")
         for n in program.graph.nodes:
             n.meta.pop("observed", None)
+            if n.target in FLOAT_ONLY:
+                result.decline(n, f"there is no integer kernel for {op_text(n.target)}")
         return result
 
     def _kept(self, n: fx.Node, tail: set[fx.Node]) -> str | None:
