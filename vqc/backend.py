@@ -19,7 +19,7 @@ from torch import fx
 from vqc import compat
 from vqc.door import report as _report
 from vqc.door.engines import engine_for, leave_as_it_is
-from vqc.door.facts import Facts, differentiates, has_subgraphs, study
+from vqc.door.facts import Facts, differentiates, has_subgraphs
 from vqc.door.options import keep_clips, parse
 from vqc.door.part import Part
 from vqc.door.report import PartReport, reports
@@ -54,21 +54,18 @@ def vqc_backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str 
         report.route = "nothing to compute"
         report.publish()
         return gm.forward
-    facts = None if _is_dynamic(example_inputs) else study(gm, example_inputs)
+    part = Part(gm, example_inputs, engine_for(chosen, gm, example_inputs), report)
+    facts = part.facts
     training = differentiates(example_inputs) if facts is None else facts.differentiable
-    why = _as_it_is(gm, training and chosen.is_float, facts)
+    why = _as_it_is(part.gm, training and chosen.is_float, facts)
     if why:
         return leave_as_it_is(gm, example_inputs, chosen, why, report)
-    engine = engine_for(chosen, gm, example_inputs, report)
-    part = Part(gm, example_inputs, engine, report, facts)
+    if training:
+        report.note("gradients are not computed: what a recipe gives is detached (call it under torch.no_grad())")
     _parts.add(part)
     if facts is not None:  # with dynamic sizes, code is made for the sizes that are really met
         part.prepare(example_inputs)
     return part
-
-
-def _is_dynamic(inputs: Sequence[Any]) -> bool:
-    return not all(isinstance(x, torch.Tensor) for x in inputs)
 
 
 def _as_it_is(gm: fx.GraphModule, training: bool, facts: Facts | None) -> str:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import fx
 
 from vqc.backends import Backend
-from vqc.backends.c.build import TARGET_FLAGS, Compiler, build_library, find_compiler
-from vqc.backends.c.emit import Model, generate
+from vqc.backends.c.build import TARGET_FLAGS, THREAD_POOL, Compiler, build_library, find_compiler
+from vqc.backends.c.emit import KERNELS, Model, generate
 from vqc.backends.c.lower import lower
 from vqc.backends.c.registry import why_not
 from vqc.backends.c.runtime import CExecutable, CModel
@@ -110,13 +110,9 @@ def compile_whole(program: Program, target: str, compiler: Compiler, threads: in
     """Compile a Program whose every call is supported."""
     model = generate_model(program, target, threads)
     sources = dict(model.sources)
-    extra: tuple[str, ...] = ()
     if threads > 1:
-        from vqc.backends.c.emit import KERNELS
-
-        sources["vqc_pool_threads.c"] = (KERNELS / "vqc_pool_threads.c").read_text()
-        extra = ("-pthread",)
-    library = build_library(sources, target, compiler, extra)
+        sources[THREAD_POOL] = (KERNELS / THREAD_POOL).read_text()
+    library = build_library(sources, target, compiler)
     report = CompileReport(
         "c", target, dict(model.lowered.kernels), notes=[f"compiler: {compiler.version}", f"threads: {threads}"],
         arena_bytes=model.arena_size, weight_bytes=len(model.weights), state_bytes=model.state_size,

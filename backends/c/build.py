@@ -1,6 +1,6 @@
 """Compilers, and the cache of what they made.
 
-Kernel files are the same for all models: each is compiled once for a set of flags and a compiler, and kept as an object.
+Kernel files are the same for all models: each is compiled once for a set of flags and a compiler, and its object kept.
 A model then costs one small file and a link. Everything in the cache is named by the hash of what it was made from.
 """
 
@@ -29,6 +29,7 @@ TARGET_FLAGS: dict[str, tuple[str, ...]] = {
     "native": ("-march=native",),
     "portable": ("-DVQC_GENERIC",),  # no vectors beyond what the compiler finds by itself
 }
+THREAD_POOL = "vqc_pool_threads.c"  # not part of a model: what fills its parallel-for hook in this process
 TIMEOUT = 300  # seconds for one file
 
 
@@ -91,10 +92,11 @@ def cache_dir() -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "vqc") / "c"
 
 
-def flags_for(file: str, target: str, extra: Sequence[str] = ()) -> list[str]:
+def flags_for(file: str, target: str) -> list[str]:
     """The flags of one file: products and sums may be fused only where the kernel's contract says so."""
     contract = "-ffp-contract=fast" if file in CONTRACTED else "-ffp-contract=off"
-    return [*COMMON, *TARGET_FLAGS[target], contract, *WARNINGS, *extra]
+    threads = ("-pthread",) if file == THREAD_POOL else ()
+    return [*COMMON, *TARGET_FLAGS[target], contract, *WARNINGS, *threads]
 
 
 def _host() -> str:
@@ -134,7 +136,7 @@ def _publish(made: Path, final: Path) -> Path:
     return final
 
 
-def build_library(sources: dict[str, str], target: str, compiler: Compiler, extra: Sequence[str] = ()) -> Path:
+def build_library(sources: dict[str, str], target: str, compiler: Compiler) -> Path:
     """Compile C sources (files by name, headers among them) to a shared library; returns its path in the cache.
 
     Raises TargetError with the compiler's message when a file does not compile.
@@ -146,7 +148,7 @@ def build_library(sources: dict[str, str], target: str, compiler: Compiler, extr
     for file, text in sources.items():
         if file.endswith(".c"):
             needed = [f"{h}:{headers[h]}" for h in _includes(text, headers)]
-            keys[file] = _hash(file, text, *needed, *flags_for(file, target, extra), compiler.version, host)
+            keys[file] = _hash(file, text, *needed, *flags_for(file, target), compiler.version, host)
     library = cache / "lib" / f"{_hash(*sorted(keys.values()), compiler.version)}.so"
     if library.exists():
         return library
@@ -165,14 +167,15 @@ def build_library(sources: dict[str, str], target: str, compiler: Compiler, extr
             if final.exists():
                 return final
             made = Path(folder) / (file + ".o")
-            _run([*compiler.command, *flags_for(file, target, extra), "-fPIC", "-c", file, "-o", made.name],
+            _run([*compiler.command, *flags_for(file, target), "-fPIC", "-c", file, "-o", made.name],
                  Path(folder), file)  # fmt: skip
             return _publish(made, final)
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             objects = list(pool.map(compile_one, keys))
         made = Path(folder) / "model.so"
-        _run([*compiler.command, "-shared", "-fPIC", *extra, *map(str, objects), "-o", made.name, "-lm"],
+        threads = ["-pthread"] if THREAD_POOL in sources else []
+        _run([*compiler.command, "-shared", "-fPIC", *threads, *map(str, objects), "-o", made.name, "-lm"],
              Path(folder), "the shared library")  # fmt: skip
         return _publish(made, library)
 

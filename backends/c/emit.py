@@ -10,6 +10,7 @@ import hashlib
 import keyword
 import math
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -84,7 +85,12 @@ def exact_header() -> str:
     values = {"EXP_LOW": exact.EXP_LOW, "EXP_HIGH": exact.EXP_HIGH, "LOG2E": exact.LOG2E, "LN2_HI": exact.LN2_HI,
               "LN2_LO": exact.LN2_LO}  # fmt: skip
     values |= {f"EXP_C{i}": c for i, c in enumerate(exact.EXP_COEFFICIENTS)}
-    lines = ["/* Constants of vqc::exp, generated from its reference. */", "#ifndef VQC_EXACT_H", "#define VQC_EXACT_H", ""]
+    lines = [
+        "/* Constants of vqc::exp, generated from its reference. */",
+        "#ifndef VQC_EXACT_H",
+        "#define VQC_EXACT_H",
+        "",
+    ]
     lines += [f"#define VQC_{k} {number(v)}" for k, v in values.items()]
     return "\n".join([*lines, "", "#endif", ""])
 
@@ -144,7 +150,11 @@ class _Emitter:
                 if not any(value):
                     continue
                 text = "{" + ", ".join(_scalar(v, struct.ctype) for v in value) + "}"
-            elif not isinstance(value, str) and value == 0 and not (isinstance(value, float) and math.copysign(1, value) < 0):
+            elif (
+                not isinstance(value, str)
+                and value == 0
+                and not (isinstance(value, float) and math.copysign(1, value) < 0)
+            ):
                 continue
             else:
                 text = _scalar(value, struct.ctype)
@@ -163,7 +173,8 @@ class _Emitter:
                 name, i = f"{base}_{i}", i + 1
             self.used.add(name)
             self.known[key] = name
-            self.tables.append(f"static const {declaration % name} = {text};")
+            line = f"static const {declaration % name} = {text};"
+            self.tables.append(self.wrap(line))
         return self.known[key]
 
     def params(self, call: Call) -> str:
@@ -172,6 +183,9 @@ class _Emitter:
             struct = Struct(struct.ctype, {**struct.fields, "scratch": call.scratch})
         text = self.fields(struct, call.node)
         return self.table(struct.ctype + " %s", text, call.node)
+
+    def wrap(self, line: str) -> str:
+        return textwrap.fill(line, 118, subsequent_indent="    ", break_on_hyphens=False)
 
     # ---- calls -----------------------------------------------------------------------------------------------------
 
@@ -226,11 +240,14 @@ def _header(name: str, lowered: Lowered, plan: MemoryPlan, weights_size: int, na
         " *",
         *_tensor_lines("inputs", lowered.inputs, names[0]),
         *_tensor_lines("outputs", lowered.outputs, names[1]),
-        *(f" *   state {_safe(s.buffer.name)}: {DTYPE_NAMES[s.dtype]} [{','.join(map(str, s.shape))}]" for s in lowered.states),
+        *(
+            f" *   state {_safe(s.buffer.name)}: {DTYPE_NAMES[s.dtype]} [{','.join(map(str, s.shape))}]"
+            for s in lowered.states
+        ),
         " *",
-        " * Tensors are dense, row-major, and must not overlap. Arena, state and weights start at multiples of 64 bytes.",
-        f" * One {name}_model with its arena serves one step at a time; models may share weights; every video has its own",
-        " * state. Nothing is allocated and nothing is global.",
+        " * Tensors are dense and row-major and must not overlap. Arena, state and weights start at multiples of 64",
+        f" * bytes. One {name}_model with its arena serves one step at a time; models may share weights; every video has",
+        " * its own state. Nothing is allocated and nothing is global.",
         *(f" * {_safe(n)}" for n in notes),
         " */",
     ]
@@ -246,7 +263,7 @@ def _header(name: str, lowered: Lowered, plan: MemoryPlan, weights_size: int, na
         f"size_t {name}_state_size(void);   /* {lowered.state_size} */",
         f"size_t {name}_weights_size(void); /* {weights_size} */", "",
         "/* Check the weights and set up the model. Returns VQC_OK or another vqc_error. */",
-        f"int {name}_init({name}_model *m, const void *weights, size_t weights_size, void *arena, size_t arena_size);", "",
+        _init_signature(name) + ";", "",
         "/* Set a state to the start of a video. */",
         f"int {name}_reset(const {name}_model *m, void *state);", "",
         "/* Run one step: reads and replaces the state, reads the inputs, writes the outputs. */",
@@ -265,6 +282,10 @@ def _checks(kind: str, values: list[Value]) -> list[str]:
     return lines
 
 
+def _init_signature(name: str) -> str:
+    return f"int {name}_init({name}_model *m, const void *weights, size_t weights_size, void *arena, size_t arena_size)"
+
+
 def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, plan: MemoryPlan) -> str:
     hash_bytes = digest(lowered.weights)
     calls = [line for c in lowered.calls for line in emitter.call(c)]
@@ -273,7 +294,9 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
     for state, value in zip(lowered.states, lowered.resets, strict=True):
         size = state.count * state.item
         at = f"(unsigned char *)state + {state.buffer.place}"
-        source = "memset({}, 0, {});" if value is None else "memcpy({}, m->weights + " + str(value.buffer.place) + ", {});"
+        source = (
+            "memset({}, 0, {});" if value is None else "memcpy({}, m->weights + " + str(value.buffer.place) + ", {});"
+        )
         resets.append("    " + source.format(at, size))
     program_id = hashlib.sha256("\n".join([hash_bytes.hex(), *emitter.tables, *calls]).encode()).hexdigest()[:16]
     used = "\n".join(calls)
@@ -286,15 +309,16 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
     }
     return "\n".join([
         f"/* {name}: generated; the calls of one step and their parameters. */",
-        f'#include "{name}.h"', "", "#include <math.h>", "#include <string.h>", "", *(f'#include "{h}"' for h in families), "",
-        "static const unsigned char weights_hash[32] = {" + ", ".join(f"0x{b:02x}" for b in hash_bytes) + "};", "",
+        f'#include "{name}.h"', "", "#include <math.h>", "#include <string.h>", "",
+        *(f'#include "{h}"' for h in families), "",
+        emitter.wrap("static const unsigned char weights_hash[32] = {" + ", ".join(map(hex, hash_bytes)) + "};"), "",
         *emitter.tables, "",
         f"#define PROGRAM_ID 0x{program_id}u", "",
         f"size_t {name}_arena_size(void) {{ return {plan.size}u; }}",
         f"size_t {name}_state_size(void) {{ return {lowered.state_size}u; }}",
         f"size_t {name}_weights_size(void) {{ return {weights_size}u; }}",
         f"const char *{name}_strerror(int error) {{ return vqc_strerror(error); }}", "",
-        f"int {name}_init({name}_model *m, const void *weights, size_t weights_size, void *arena, size_t arena_size) {{",
+        _init_signature(name) + " {",
         "    int error;",
         "    if (m == NULL || (arena == NULL && arena_size > 0)) return VQC_E_NULL;",
         "    memset(m, 0, sizeof *m);",

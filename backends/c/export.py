@@ -121,7 +121,8 @@ static unsigned char *read_file(const char *folder, const char *file, size_t *si
 }}
 
 /* Whether two tensors agree; says what differs when not. */
-static int same(const tensor *t, const unsigned char *want, const unsigned char *got, const char *kind, int index, int step) {{
+static int same(int which, const unsigned char *want, const unsigned char *got, const char *kind, int index, int step) {{
+    const tensor *t = &tensors[which];
     double largest = 0.0, worst = 0.0;
     if (!t->is_float) {{
         if (memcmp(want, got, t->size) == 0) return 1;
@@ -182,9 +183,9 @@ int main(int argc, char **argv) {{
             return 2;
         }}
         for (int i = 0; i < OUTPUTS; i++)
-            good &= same(&tensors[INPUTS + i], expected[INPUTS + i], (unsigned char *)outputs[i], "output", i, step);
+            good &= same(INPUTS + i, expected[INPUTS + i], (unsigned char *)outputs[i], "output", i, step);
         for (int i = 0; i < STATES; i++)
-            good &= same(&tensors[INPUTS + OUTPUTS + i], expected[INPUTS + OUTPUTS + i], state + state_at[i], "state", i, step);
+            good &= same(INPUTS + OUTPUTS + i, expected[INPUTS + OUTPUTS + i], state + state_at[i], "state", i, step);
     }}
     for (int i = 0; i < 4 + OUTPUTS; i++) free(blocks[i]);
     printf("{name}: %s\\n", good ? "ok" : "FAILED");

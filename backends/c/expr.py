@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vqc.backends.c.ir import DTYPES, Array, Struct, Value, dense_strides
+from vqc.backends.c.ir import DTYPES, Array, Buffer, Struct, Value, dense_strides
 
 REGISTERS = 12  # VQC_PW_REGS
 OPERANDS = 16  # PW_OPERANDS
@@ -61,7 +61,24 @@ def _key(v: Value) -> tuple:
 
 
 # Operations whose second or first operand may be the instruction's constant.
-_IMMEDIATE = {"add", "sub", "mul", "div", "max", "min", "lt", "le", "eq", "ne", "and", "or", "leaky", "pow", "mod", "atan2"}
+_IMMEDIATE = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "max",
+    "min",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "and",
+    "or",
+    "leaky",
+    "pow",
+    "mod",
+    "atan2",
+}
 
 
 @dataclass(frozen=True)
@@ -207,10 +224,10 @@ def describe(ops: Sequence[PwOp]) -> str:
     return " ".join(o.code.lower() for o in ops if o.code not in ("LOAD", "STORE", "CONST"))
 
 
-def can_share(out: Value, values: Sequence[Value]) -> Value | None:
-    """The first value whose memory the output may take over, element on element: dense, alike, and read only so."""
-    for v in values:
-        alone = [o.buffer for o in values].count(v.buffer) == 1
-        if v.dtype == out.dtype and v.shape == out.shape and v.is_whole and out.strides == dense_strides(out.shape) and alone:
-            return v
-    return None
+def can_share(out: Value, values: Sequence[Value]) -> list[Buffer]:
+    """The buffers whose memory the output may take over, element on element: dense, alike, and read only so."""
+    buffers = [v.buffer for v in values]
+    if out.strides != dense_strides(out.shape):
+        return []
+    return [v.buffer for v in values
+            if v.dtype == out.dtype and v.shape == out.shape and v.is_whole and buffers.count(v.buffer) == 1]  # fmt: skip

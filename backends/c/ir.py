@@ -151,7 +151,7 @@ class Call:
     """One kernel call: name, the family (file) it is in, parameters, arguments, and the node it stems from.
 
     `copies`: for a copy of a whole dense value, (source, target, byte offset in the target), so that the source may be
-    placed right there. `inplace`: a buffer the output may share with this call's dying input, element on element.
+    placed right there. `inplace`: the output, and the inputs whose memory it may take over, element on element.
     """
 
     kernel: str
@@ -161,7 +161,7 @@ class Call:
     node: str
     comment: str = ""
     copies: tuple[Buffer, Buffer, int] | None = None
-    inplace: tuple[Buffer, Buffer] | None = None  # (output, input)
+    inplace: tuple[Buffer, tuple[Buffer, ...]] | None = None
 
     def refs(self) -> Iterator[Ref]:
         for a in self.args:

@@ -157,7 +157,7 @@ class Lowering:
         call = self.call(
             "vqc_pointwise_s64" if expr.integer else "vqc_pointwise_f32",
             "pointwise_s64" if expr.integer else "pointwise_f32", params, tuple(values), out=(),
-            inplace=(out.buffer, shared.buffer) if shared is not None else None,
+            inplace=(out.buffer, tuple(shared)) if shared else None,
         )  # fmt: skip
         call.args = (*call.args, (Ref(out.buffer, out.start, writes=True),))
         return out
@@ -210,7 +210,7 @@ class Lowering:
         results = self.program.result_nodes
         indices = {s.output for s in self.program.states}
         values = [self.value(r) for r in results]  # everything that still reads an old state is computed before
-        outputs = []
+        outputs: list[Value] = []
         for i, v in enumerate(values):
             if i in indices:
                 continue

@@ -37,7 +37,8 @@ def remove_copies(calls: Sequence[Call]) -> list[Call]:
     """Give sources of whole copies a home at the destination where that is safe; returns the calls that remain.
 
     Nothing writes a buffer after its first value, so a source may lie in its destination from the start, with one
-    exception: a state still holds its old value, and must not be written before everybody has read that.
+    exception: a state still holds its old value, and must not be written before everybody has read that. The last reader
+    may be the writer itself when it works element on element.
     """
     last_read: dict[Buffer, int] = {}
     first_write: dict[Buffer, int] = {}
@@ -54,9 +55,8 @@ def remove_copies(calls: Sequence[Call]) -> list[Call]:
             continue
         src, dst, offset = c.copies
         inside = parts.get(src, [src])
-        state = dst.root()[0].kind == "state"
         begins = min(first_write[b] for b in inside if b in first_write)
-        if src.home is not None or (state and begins <= last_read.get(dst.root()[0], -1)):
+        if src.home is not None or not _free(dst.root()[0], begins, last_read, calls):
             kept.append(c)
             continue
         src.home = (dst, offset)
@@ -67,6 +67,14 @@ def remove_copies(calls: Sequence[Call]) -> list[Call]:
                 break
             target = target.home[0]
     return kept
+
+
+def _free(target: Buffer, begins: int, last_read: dict[Buffer, int], calls: Sequence[Call]) -> bool:
+    """Whether a target may be written from call `begins` on."""
+    if target.kind != "state" or begins > last_read.get(target, -1):
+        return True
+    writer = calls[begins]
+    return begins == last_read[target] and writer.inplace is not None and target in writer.inplace[1]
 
 
 def _lives(calls: Sequence[Call]) -> dict[Buffer, tuple[int, int]]:
@@ -87,15 +95,17 @@ def share(calls: Sequence[Call]) -> None:
     for i, c in enumerate(calls):
         if c.inplace is None:
             continue
-        out, src = c.inplace
-        if out.home is None and src.kind == "arena" and out.kind == "arena" and out not in hosts and src not in hosts:
+        out, sources = c.inplace
+        if out.home is not None or out.kind != "arena" or out in hosts:
+            continue
+        for src in sources:
             root = src.root()[0]
-            # A chain of shared buffers has one root; it may be a concatenation, an output or a state, which stay theirs.
-            if src.home is not None and root.kind != "arena":
-                continue
-            if (src.home is None or root in _chains(src)) and lives[root][1] == i:
+            # Memory may pass on along a chain of buffers of one size; a part of a larger one stays its own.
+            whole = src.home is None or root in _chains(src)
+            if src.kind == "arena" == root.kind and src not in hosts and whole and lives[root][1] == i:
                 out.home = (src, 0)
                 lives[root] = (lives[root][0], lives[out][1])
+                break
 
 
 def _chains(buffer: Buffer) -> list[Buffer]:

@@ -22,8 +22,8 @@ class ModelStruct(ctypes.Structure):
     """vqc_model."""
 
     _fields_ = (
-        ("weights", ctypes.c_void_p), ("arena", ctypes.c_void_p), ("parallel", ctypes.c_void_p), ("pool", ctypes.c_void_p),
-        ("program", ctypes.c_uint64), ("workers", ctypes.c_int32),
+        ("weights", ctypes.c_void_p), ("arena", ctypes.c_void_p), ("parallel", ctypes.c_void_p),
+        ("pool", ctypes.c_void_p), ("program", ctypes.c_uint64), ("workers", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -86,7 +86,9 @@ class CModel:
 
     def init(self, weights: torch.Tensor, weights_size: int, arena: torch.Tensor, arena_size: int) -> None:
         """NAME_init on given memory; ArtifactError when the weights are not this program's, whole and undamaged."""
-        f = self._function("init", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t])
+        f = self._function(
+            "init", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t]
+        )
         code = f(ctypes.byref(self._struct), weights.data_ptr(), weights_size, arena.data_ptr(), arena_size)
         self._check(code, "loading the weights")
         if self._pool is not None:

@@ -1,11 +1,11 @@
 """The weights file: a 64-byte header, then constants at multiples of 64 bytes, each stored once.
 
-    0   8  magic "VQCWGHT\\n"
-    8   4  version (VQC_ABI), little-endian as everything in the file
-    12  4  zero
-    16  8  size of the payload in bytes
-    24  32 SHA-256 of the payload
-    56  8  zero
+0   8  magic "VQCWGHT\\n"
+8   4  version (VQC_ABI), little-endian as everything in the file
+12  4  zero
+16  8  size of the payload in bytes
+24  32 SHA-256 of the payload
+56  8  zero
 """
 
 from __future__ import annotations

@@ -67,5 +67,31 @@ def test_attributes_and_subgraphs_come_along():
     assert copied(torch.ones(1)).item() == 2.0
 
 
+def test_a_checkpoint_is_inlined():
+    from torch.utils.checkpoint import checkpoint
+
+    class Checks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            a, b = checkpoint(lambda v: (self.inner(v), v + 1), x, use_reentrant=False)
+            return self.outer(a) * b
+
+    model, x, found = Checks().eval(), torch.rand(2, 3), []
+
+    def backend(gm, example):
+        bound, left = bind(gm, {})
+        found.extend(n for n in bound.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator))
+        assert len(left) == len(example)
+        return bound.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(model, backend=backend)(x), model(x))
+    assert found == []
+
+
 def _call(f, x):
     return f(x)

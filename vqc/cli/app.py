@@ -54,14 +54,14 @@ Size = Annotated[str | None, typer.Option(help="Frames are resized to this, HxW.
 Frames = Annotated[int, typer.Option(min=0, help="Frames to run; 0 means all.")]
 CalibrationFrames = Annotated[int, typer.Option(min=1, help="Frames of the calibration clip.")]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of every engine.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")]
 Start = Annotated[int, typer.Option(min=0, help="The first frame to run.")]
 
 
 @app.command()
 def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
         frames: Frames = 48, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
-        threads: Threads = 1, output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("out"),
-        ) -> None:  # fmt: skip
+        threads: Threads = 1, output: Output = Path("out")) -> None:  # fmt: skip
     """Run a clip through a compiled network: a video, a strip of frames and a table beside the float network."""
     job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads)
     job.check()
@@ -150,7 +150,7 @@ def _fallbacks(report: Any) -> None:
 
 
 @app.command()
-def demo(output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("out/demo"),
+def demo(output: Output = Path("out/demo"),
          frames: Annotated[int, typer.Option(min=2, help="Frames to run.")] = 48,
          calibration_frames: CalibrationFrames = 48, size: Size = "288x512", threads: Threads = 1) -> None:  # fmt: skip
     """Matting of a real clip with real weights: PyTorch, vqc float and vqc 8 bits side by side."""

@@ -65,7 +65,7 @@ class ProgramEngine(Engine):
         try:
             executable, inputs, states = self._compile(request, report)
         except (CaptureError, UnsupportedOp) as e:
-            _loudly(report, self.options, f"left to Inductor: {e}")
+            _loudly(report, self.options, f"left to Inductor: {e.what}" + (f" ({e.why})" if e.why else ""))
             return self.fallback.bound(request, report)
         report.route = f"recipe {self.options.recipe}, weights bound, compiled for {self.options.target}"
         report.details = executable.report
@@ -134,12 +134,10 @@ def _loudly(report: PartReport, options: DoorOptions, text: str) -> None:
         logger.log(logging.WARNING, "graph %d runs in float: %s", report.number, text)
 
 
-def engine_for(options: DoorOptions, gm: fx.GraphModule, example: Sequence[Any], report: PartReport) -> Engine:
+def engine_for(options: DoorOptions, gm: fx.GraphModule, example: Sequence[Any]) -> Engine:
     """The engine for a graph; call it while Dynamo is compiling the graph."""
     if options.is_float and options.target == "inductor":
         return InductorEngine(options)
-    if torch.is_grad_enabled() and not options.is_float:
-        report.note("gradients are not computed: what a recipe gives is detached (call it under torch.no_grad())")
     return ProgramEngine(options, StepReader(gm, example))
 
 

@@ -75,8 +75,7 @@ class Engine(ABC):
 class Part:
     """The callable the door gives to Dynamo for one graph."""
 
-    def __init__(self, gm: fx.GraphModule, example: Sequence[Any], engine: Engine, report: PartReport,
-                 facts: Facts | None = None):  # fmt: skip
+    def __init__(self, gm: fx.GraphModule, example: Sequence[Any], engine: Engine, report: PartReport):
         nodes = placeholders(gm)
         self.gm = bind(gm, {})[0]  # clean: Dynamo's own keeps fake tensors and may change
         self.engine, self.report = engine, report
@@ -94,7 +93,8 @@ class Part:
         self.sizes: list[Any] = []
         self.changes = 0
         self.lock = threading.RLock()
-        self.facts = facts  # of the first call; a later one is studied again, for its inputs may share memory
+        # With dynamic sizes, what the graph does is found out at the first call, where the sizes are known.
+        self.facts = study(self.gm, example) if not self.numbers else None
         report.calls = sum(n.op in ("call_function", "call_method", "call_module") for n in gm.graph.nodes)
 
     # ---- a call ------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Part:
         return ""
 
     def _specialise(self, args: Sequence[Any], shapes: Any) -> Run:
-        facts, self.facts = self.facts or study(self.gm, args), None
+        facts, self.facts = self.facts or study(self.gm, args), None  # later inputs may share memory: studied again
         if facts.unknown:
             self.closed = True
             return self._weights_as_inputs(args, facts.unknown)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+# Without gradients these only run their body; inlined, the weights inside of it can be bound like any others.
+_PLAIN_CALLS = {"tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap"}
 _KEPT_META = ("stack_trace", "nn_module_stack")  # the rest holds fake tensors of a finished trace
 
 
@@ -68,12 +70,43 @@ def bind(gm: fx.GraphModule, bound: Mapping[int, Any], names: Mapping[int, str] 
             continue
         elif n.op == "call_module":
             root[str(n.target)] = attribute(gm, str(n.target))
+        elif n.op == "call_function" and _is_plain_call(n):
+            body, _ = bind(attribute(gm, str(n.args[0].target)), {})
+            values[n] = _inlined(body, [values.get(a, a) for a in n.args[1:]], graph, root)
+            continue
         if n.op == "output":  # node_copy keeps a bound number only inside of other arguments
             graph.output(fx.node.map_arg(n.args[0], values.__getitem__))
             continue
         copy = graph.node_copy(n, values.__getitem__)
         copy.meta = {k: n.meta[k] for k in _KEPT_META if k in n.meta}
         values[n] = copy
+    for n in reversed(graph.nodes):
+        if n.op == "get_attr" and not n.users:
+            graph.erase_node(n)
     copied = fx.GraphModule(root, graph, class_name="Bound")
     copied.eval() if not gm.training else copied.train()
     return copied, left
+
+
+def _is_plain_call(n: fx.Node) -> bool:
+    if not isinstance(n.target, torch._ops.HigherOrderOperator) or n.target._name not in _PLAIN_CALLS:
+        return False
+    return isinstance(n.args[0], fx.Node) and n.args[0].op == "get_attr"
+
+
+def _inlined(body: fx.GraphModule, operands: list[Any], graph: fx.Graph, root: dict[str, Any]) -> Any:
+    """Copy a sub-graph's calls into `graph`; returns what stands for its result."""
+    values: dict[fx.Node, Any] = {}
+    given = iter(operands)
+    for n in body.graph.nodes:
+        if n.op == "placeholder":
+            values[n] = next(given)
+        elif n.op == "get_attr":
+            key = f"inlined_{len(root)}"
+            root[key] = attribute(body, str(n.target))
+            values[n] = graph.get_attr(key)
+        elif n.op == "output":
+            return fx.node.map_arg(n.args[0], values.__getitem__)
+        else:
+            values[n] = graph.node_copy(n, values.__getitem__)
+    raise AssertionError("a graph without an output")

@@ -43,6 +43,8 @@ def record_write(rec: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
             values[0].storage.data and values[0].parent is not None
         )
         new = [_overwritten(rec, name, args, kwargs, values[0])]
+    elif random and len(targets) == 1:
+        new = [rec.em.fill(values[0].shape, 0, values[0].where[3])]  # stands for numbers that may not reach a result
     elif ops.functional_form(func) is not None:
         if not any(t is targets[0] for t in _tensors(args[:1])):
             kwargs_in = {k: v for k, v in kwargs.items() if k not in ops.written_names(func)}

@@ -20,7 +20,9 @@ from vqc.program import Program, shape_of
 def _product(ctx: Lowering, a: Value, b: Value, bias: Value | None, out: Value, batch: int, steps: tuple[int, int]
              ) -> None:  # fmt: skip
     m, k, n = numel(a.shape) // (batch if steps[0] else 1) // a.shape[-1], a.shape[-1], b.shape[-1]
-    params = Struct("vqc_matmul_params", {"batch": batch, "m": m, "k": k, "n": n, "a_step": steps[0], "b_step": steps[1]})
+    params = Struct(
+        "vqc_matmul_params", {"batch": batch, "m": m, "k": k, "n": n, "a_step": steps[0], "b_step": steps[1]}
+    )
     ctx.call("vqc_matmul_f32", "matmul", params, a, b, bias, out=[out])
 
 

@@ -110,7 +110,9 @@ def lower_repeat_interleave(ctx: Lowering, node: fx.Node) -> None:
     dim, times = int(argument(node, "dim")) % len(v.shape), int(argument(node, "repeats"))
     shape = (*v.shape[: dim + 1], times, *v.shape[dim + 1 :])
     strides = (*v.strides[: dim + 1], 0, *v.strides[dim + 1 :])
-    ctx.copy(Value(v.buffer, v.dtype, shape, strides, v.offset), Value(out.buffer, out.dtype, shape, dense_strides(shape)))
+    ctx.copy(
+        Value(v.buffer, v.dtype, shape, strides, v.offset), Value(out.buffer, out.dtype, shape, dense_strides(shape))
+    )
 
 
 @lowering("aten::pixel_shuffle", check=anything)
@@ -221,7 +223,9 @@ def nearest_index(in_size: int, out_size: int, scale: float | None) -> np.ndarra
 def lower_nearest(ctx: Lowering, node: fx.Node) -> None:
     h, w = shape_of(node.args[0])[-2:]  # type: ignore[arg-type]
     oh, ow = (int(s) for s in argument(node, "output_size"))
-    gather(ctx, node, nearest_index(h, oh, argument(node, "scales_h")), nearest_index(w, ow, argument(node, "scales_w")))
+    gather(
+        ctx, node, nearest_index(h, oh, argument(node, "scales_h")), nearest_index(w, ow, argument(node, "scales_w"))
+    )
 
 
 def _constant_index(program: Program, node: fx.Node) -> str | None:

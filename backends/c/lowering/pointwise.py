@@ -24,7 +24,24 @@ POINTWISE: set[str] = {
     "quantized_decomposed::dequantize_per_tensor", "quantized_decomposed::dequantize_per_tensor.tensor",
     "quantized_decomposed::quantize_per_channel", "quantized_decomposed::dequantize_per_channel", "aten::batch_norm",
 }  # fmt: skip
-INTEGER_OPS = {"add", "sub", "mul", "max", "min", "lt", "le", "eq", "ne", "and", "or", "where", "neg", "abs", "sign", "not"}
+INTEGER_OPS = {
+    "add",
+    "sub",
+    "mul",
+    "max",
+    "min",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "and",
+    "or",
+    "where",
+    "neg",
+    "abs",
+    "sign",
+    "not",
+}
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -73,7 +90,9 @@ def _reader_takes(node: fx.Node, integer: bool) -> bool:
     if user.op != "call_function" or op_name(user.target) not in POINTWISE or shape_of(user) != shape_of(node):
         return False
     # Integers narrower than the register would have to wrap; large ones do not fit a float.
-    return dtype_of(node) in ((torch.int64, torch.bool) if integer else (torch.float32, torch.bool, torch.uint8, torch.int8))
+    return dtype_of(node) in (
+        (torch.int64, torch.bool) if integer else (torch.float32, torch.bool, torch.uint8, torch.int8)
+    )
 
 
 def _is_integer(node: fx.Node) -> bool:
@@ -143,7 +162,9 @@ def _register_simple() -> None:
         )
     for name, (code, swap) in _COMPARE.items():
         _pointwise(f"aten::{name}.Tensor", f"aten::{name}.Scalar", needs=(code,))(
-            lambda get, n, code=code, swap=swap: apply(code, *[get(a) for a in (n.args[:2][::-1] if swap else n.args[:2])])
+            lambda get, n, code=code, swap=swap: apply(
+                code, *[get(a) for a in (n.args[:2][::-1] if swap else n.args[:2])]
+            )
         )
     for name, code in (("exp", "exp_exact"), ("sigmoid", "sigmoid"), ("tanh", "tanh_exact")):
         _pointwise(f"vqc::{name}", needs=(code,))(lambda get, n, code=code: apply(code, get(n.args[0])))
@@ -219,7 +240,9 @@ def _bitwise_not(get, node):
     return apply("not", get(node.args[0]))
 
 
-@_pointwise("aten::where.self", "aten::where.ScalarSelf", "aten::where.ScalarOther", "aten::where.Scalar", needs=("where",))
+@_pointwise(
+    "aten::where.self", "aten::where.ScalarSelf", "aten::where.ScalarOther", "aten::where.Scalar", needs=("where",)
+)
 def _where(get, node):
     return apply("where", *(get(a) for a in node.args[:3]))
 
@@ -282,7 +305,9 @@ def _leaky_relu(get, node):
     return apply("leaky", get(node.args[0]), const(argument(node, "negative_slope")))
 
 
-@lowering("aten::prelu", "aten::_prelu_kernel", check=lambda p, n: None if dtype_of(n) == torch.float32 else "not float32")
+@lowering(
+    "aten::prelu", "aten::_prelu_kernel", check=lambda p, n: None if dtype_of(n) == torch.float32 else "not float32"
+)
 def lower_prelu(ctx: Lowering, node: fx.Node) -> None:
     x, slope = operand(ctx, node, node.args[0]), ctx.constant(node.args[1])
     if slope is not None and slope.numel() == 1:

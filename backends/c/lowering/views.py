@@ -10,7 +10,6 @@ from torch import fx
 from vqc.backends.c.ir import Value
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.registry import anything, lowering
-from vqc.program import Program
 
 VIEWS = (
     "aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten.using_ints", "aten::unflatten.int",
@@ -18,8 +17,8 @@ VIEWS = (
     "aten::slice.Tensor", "aten::select.int", "aten::narrow", "aten::diagonal", "aten::unfold",
     "aten::expand", "aten::expand_as", "aten::unsqueeze", "aten::squeeze", "aten::squeeze.dim", "aten::squeeze.dims",
     "aten::split.Tensor", "aten::split_with_sizes", "aten::split.sizes", "aten::chunk", "aten::unbind.int",
-    "aten::alias", "aten::detach", "aten::contiguous", "aten::clone", "aten::lift_fresh_copy", "aten::_unsafe_split.Tensor",
-    "aten::unsafe_chunk", "aten::unsafe_split.Tensor", "aten::dropout", "aten::alias_copy", "aten::view_as",
+    "aten::alias", "aten::detach", "aten::contiguous", "aten::clone", "aten::lift_fresh_copy",
+    "aten::_unsafe_split.Tensor",    "aten::unsafe_chunk", "aten::unsafe_split.Tensor", "aten::dropout", "aten::alias_copy", "aten::view_as",
 )  # fmt: skip
 
 
@@ -70,11 +69,7 @@ def lower_view(ctx: Lowering, node: fx.Node) -> None:
     ctx.bind(node, result)
 
 
-def _check_getitem(program: Program, node: fx.Node) -> str | None:
-    return None
-
-
-@lowering("getitem", check=_check_getitem)
+@lowering("getitem", check=anything)
 def lower_getitem(ctx: Lowering, node: fx.Node) -> None:
     source = node.args[0]
     assert isinstance(source, fx.Node)

@@ -53,9 +53,7 @@ class Builder:
         p = self.program
         p.graph.output((*results, *states))
         p.outputs = tuple(f"out{i}" for i in range(len(results)))
-        p.states = tuple(
-            State(f"s{i}", f"s{i}", len(results) + i, r) for i, r in enumerate(self._resets)
-        )
+        p.states = tuple(State(f"s{i}", f"s{i}", len(results) + i, r) for i, r in enumerate(self._resets))
         return p
 
 
@@ -110,7 +108,9 @@ def check(program: Program, *, exact: bool = False, rtol: float = 1e-5, atol: fl
         for a, b in zip(want, got, strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape
             if exact or not a.is_floating_point():
-                assert torch.equal(a, b), f"{(a != b).sum()} of {a.numel()} differ, e.g. {a[a != b][:4]} / {b[a != b][:4]}"
+                assert torch.equal(a, b), (
+                    f"{(a != b).sum()} of {a.numel()} differ, e.g. {a[a != b][:4]} / {b[a != b][:4]}"
+                )
             else:
                 torch.testing.assert_close(b, a, rtol=rtol, atol=atol, equal_nan=True)
         state = [want[s.output] for s in program.states]

@@ -14,8 +14,8 @@ from expecttest import assert_expected_inline
 import vqc.ops  # noqa: F401
 from vqc.backends.c import CBackend
 from vqc.backends.c.backend import generate_model
-from vqc.backends.c.build import COMMON, WARNINGS, find_compiler, flags_for
-from vqc.backends.c.emit import FAMILIES, c_name, kernel_sources, number
+from vqc.backends.c.build import COMMON, THREAD_POOL, WARNINGS, find_compiler, flags_for
+from vqc.backends.c.emit import FAMILIES, KERNELS, c_name, kernel_sources, number
 from vqc.backends.c.runtime import CModel, aligned
 from vqc.errors import ArtifactError, TargetError, UnsupportedOp
 
@@ -41,13 +41,26 @@ def wide(scale: float = 1.0):
         return torch.randn(*shape, generator=g) * scale
 
     def build(b, x, h, count):
-        y = b.call(aten.relu.default, b.call(aten.conv2d.default, x, rand(9, 3, 3, 3), rand(9), [2, 2], [1, 1], [1, 1], 1))
+        y = b.call(
+            aten.relu.default, b.call(aten.conv2d.default, x, rand(9, 3, 3, 3), rand(9), [2, 2], [1, 1], [1, 1], 1)
+        )
         y = b.call(aten.group_norm.default, y, 3, rand(9), rand(9))
         up = b.call(aten.conv_transpose2d.input, y, rand(9, 4, 3, 3), None, [2, 2], [1, 1], [1, 1])
         q = b.call(qd.quantize_per_tensor.default, up, 0.05, 128, 0, 255, torch.uint8)
         w = torch.randint(-127, 128, (5, 4, 3, 3), generator=g).to(torch.int8)
         small = torch.full((5,), 2e-4)
-        z = b.call(vops.qconv2d.default, q, w, small, rand(5), torch.tensor([128], dtype=torch.int32), [1, 1], [1, 1], [1, 1], 1)
+        z = b.call(
+            vops.qconv2d.default,
+            q,
+            w,
+            small,
+            rand(5),
+            torch.tensor([128], dtype=torch.int32),
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            1,
+        )
         wt = torch.randint(-127, 128, (4, 2, 3, 3), generator=g).to(torch.int8)
         t = b.call(vops.qconv_transpose2d.default, q, wt, torch.full((2,), 1e-4), None, torch.tensor([128], dtype=torch.int32),
                    [2, 2], [1, 1], [1, 1], 1, [1, 1])  # fmt: skip
@@ -146,14 +159,17 @@ def _compilers():
 @pytest.mark.parametrize(("name", "command"), _compilers(), ids=[n for n, _ in _compilers()])
 def test_all_files_compile_without_a_warning(name, command, target, tmp_path):
     sources = kernel_sources(FAMILIES) | generate_model(wide(), target).sources | generate_model(tiny(), target).sources
+    sources[THREAD_POOL] = (KERNELS / THREAD_POOL).read_text()
     for file, text in sources.items():
         (tmp_path / file).write_text(text)
     extra = ["-pedantic"] if target == "portable" else []
     for file in sources:
         if file.endswith(".c"):
-            flags = [f if f != "-O3" else "-O1" for f in flags_for(file, target, extra)]
+            flags = [f if f != "-O3" else "-O1" for f in [*flags_for(file, target), *extra]]
             assert set(WARNINGS) <= set(flags) and "-std=c99" in flags and set(COMMON) - {"-O3"} <= set(flags)
-            done = subprocess.run([*command, *flags, "-c", file, "-o", "x.o"], cwd=tmp_path, capture_output=True, text=True)
+            done = subprocess.run(
+                [*command, *flags, "-c", file, "-o", "x.o"], cwd=tmp_path, capture_output=True, text=True
+            )
             assert done.returncode == 0 and not done.stderr.strip(), f"{file}: {done.stderr}"
 
 
@@ -166,12 +182,22 @@ def test_the_headers_work_in_cpp(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc with sanitizers")
-@pytest.mark.parametrize("target", ["native", "portable"])
-def test_self_test_is_clean_under_sanitizers(tmp_path, target):
-    out = CBackend().export(wide(), target, tmp_path / "out", {})
+def test_self_test_is_clean_under_sanitizers(tmp_path):
+    out = CBackend().export(wide(), "native", tmp_path / "out", {})
     files = [f.name for f in out.glob("*.c")]
-    flags = [f for f in flags_for("x.c", target) if f != "-O3"]
-    command = ["gcc", *flags, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *files, "-lm", "-o", "t"]
+    flags = [f for f in flags_for("x.c", "native") if f != "-O3"]
+    command = [
+        "gcc",
+        *flags,
+        "-O1",
+        "-g",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        *files,
+        "-lm",
+        "-o",
+        "t",
+    ]
     subprocess.run(command, cwd=out, check=True)
     done = subprocess.run(["./t"], cwd=out, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "wide: ok\n", done.stdout + done.stderr
@@ -202,7 +228,12 @@ def test_weights_are_checked():
     for size, text in cases:
         with pytest.raises(ArtifactError, match=text):
             _try(model, raw, size)
-    for at, text in ((0, "not a weights file"), (8, "another version"), (30, "another program"), (len(raw) - 70, "damaged")):
+    for at, text in (
+        (0, "not a weights file"),
+        (8, "another version"),
+        (30, "another program"),
+        (len(raw) - 70, "damaged"),
+    ):
         bad = bytearray(raw)
         bad[at] ^= 1
         with pytest.raises(ArtifactError, match=text):
@@ -322,7 +353,9 @@ def test_options_and_compilers_are_checked(monkeypatch, tmp_path):
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 def test_another_compiler_gives_the_same_bits():
     def build(b, x):
-        y = b.call(vops.silu.default, b.call(vops.conv2d.default, x, torch.randn(5, 3, 3, 3), None, [1, 1], [1, 1], [1, 1], 1))
+        y = b.call(
+            vops.silu.default, b.call(vops.conv2d.default, x, torch.randn(5, 3, 3, 3), None, [1, 1], [1, 1], [1, 1], 1)
+        )
         return y, b.call(qd.quantize_per_tensor.default, y, 0.01, 100, 0, 255, torch.uint8)
 
     p = chain(build, torch.randn(1, 3, 20, 70))
@@ -331,6 +364,22 @@ def test_another_compiler_gives_the_same_bits():
 
 
 def test_names_and_numbers():
-    assert [c_name(n) for n in ("RVM", "my net-2", "3d", "for", "_x", "")] == ["rvm", "my_net_2", "m_3d", "m_for", "m__x", "model"]
+    assert [c_name(n) for n in ("RVM", "my net-2", "3d", "for", "_x", "")] == [
+        "rvm",
+        "my_net_2",
+        "m_3d",
+        "m_for",
+        "m__x",
+        "model",
+    ]
     values = [0.1, 1.0, -0.0, 1e30, 3.4028235e38, 1e-45, float("inf"), float("-inf")]
-    assert [number(v) for v in values] == ["0.1f", "1.0f", "-0.0f", "1e+30f", "3.4028235e+38f", "1.4013e-45f", "INFINITY", "-INFINITY"]
+    assert [number(v) for v in values] == [
+        "0.1f",
+        "1.0f",
+        "-0.0f",
+        "1e+30f",
+        "3.4028235e+38f",
+        "1.4013e-45f",
+        "INFINITY",
+        "-INFINITY",
+    ]

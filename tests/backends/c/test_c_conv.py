@@ -25,7 +25,9 @@ def cases(draw, transposed=False):
         padding = [draw(st.integers(0, min(r, 2))) for r in reach]
         extra = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
         size = [draw(st.integers(1 + (2 * p) // s, 9 + (2 * p) // s)) for p, s in zip(padding, stride, strict=True)]
-        if any((h - 1) * s - 2 * p + r + e < 0 for h, s, p, r, e in zip(size, stride, padding, reach, extra, strict=True)):
+        if any(
+            (h - 1) * s - 2 * p + r + e < 0 for h, s, p, r, e in zip(size, stride, padding, reach, extra, strict=True)
+        ):
             extra, padding = [0, 0], [0, 0]
     else:
         padding = [draw(st.integers(0, 3)) for _ in range(2)]
@@ -112,7 +114,9 @@ def test_integer_convolutions_equal_bit_for_bit(plain, transposed, requantize, t
 
 
 def test_one_and_three_axes():
-    check(single(aten.conv1d.default, In(torch.randn(2, 4, 37)), torch.randn(6, 2, 5), torch.randn(6), [2], [3], [1], 2))
+    check(
+        single(aten.conv1d.default, In(torch.randn(2, 4, 37)), torch.randn(6, 2, 5), torch.randn(6), [2], [3], [1], 2)
+    )
     check(single(aten.conv3d.default, In(torch.randn(1, 4, 5, 7, 9)), torch.randn(6, 2, 3, 3, 2), torch.randn(6),
                  [2, 1, 2], [1, 1, 0], [1, 2, 1], 2), atol=1e-5)  # fmt: skip
     check(single(aten.conv_transpose1d.default, In(torch.randn(2, 4, 11)), torch.randn(4, 3, 4), torch.randn(6), [2], [1],

@@ -94,7 +94,9 @@ def test_integer_layers_in_a_row():
         q = b.call(qd.quantize_per_tensor.default, x, 1 / 255, 12, 0, 255, torch.uint8)
         one = conv(b, q, 3, 8, "relu")
         two = conv(b, one, 8, 8, "none")
-        both = b.call(aten.cat.default, [one, b.call(vops.lut.default, two, torch.arange(255, -1, -1, dtype=torch.uint8))], 1)
+        both = b.call(
+            aten.cat.default, [one, b.call(vops.lut.default, two, torch.arange(255, -1, -1, dtype=torch.uint8))], 1
+        )
         up = b.call(aten.upsample_nearest2d.default, both, [20, 24], None, None)
         small = b.call(aten.max_pool2d.default, up, [3, 3], [2, 2], [1, 1])
         return b.call(aten.pixel_shuffle.default, conv(b, small, 16, 12, "none"), 2), one, two

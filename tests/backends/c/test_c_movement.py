@@ -59,7 +59,9 @@ def test_one_axis_edge_pads():
 def test_views_cost_no_call():
     def build(b, x):
         parts = b.call(aten.split.Tensor, x, 2, 1)
-        first, second = (b.call(torch.ops.aten.alias.default, b.call(__import__("operator").getitem, parts, i)) for i in (0, 1))
+        first, second = (
+            b.call(torch.ops.aten.alias.default, b.call(__import__("operator").getitem, parts, i)) for i in (0, 1)
+        )
         rows = b.call(aten.unbind.int, x, 0)
         row = b.call(aten.unsqueeze.default, b.call(__import__("operator").getitem, rows, 0), 0)
         y = b.call(aten.add.Tensor, first, second)
@@ -90,7 +92,12 @@ def test_one_tensor_in_two_concatenations_and_an_output():
 
 def test_inputs_and_constants_as_results():
     def build(b, x):
-        return x, b.call(aten.permute.default, x, [1, 0]), b.const(torch.arange(6.0)), b.call(aten.full.default, [2, 3], 4)
+        return (
+            x,
+            b.call(aten.permute.default, x, [1, 0]),
+            b.const(torch.arange(6.0)),
+            b.call(aten.full.default, [2, 3], 4),
+        )
 
     check(chain(build, torch.randn(3, 4)), exact=True)
 

@@ -18,7 +18,7 @@ def test_lives_that_meet_never_share_bytes(items):
     lives = [Life(size, first, first + length) for size, first, length in items]
     total = place(lives)
     for i, a in enumerate(lives):
-        assert a.offset % ALIGN == 0 and 0 <= a.offset and a.offset + a.size <= total
+        assert a.offset % ALIGN == 0 and a.offset >= 0 and a.offset + a.size <= total
         for b in lives[:i]:
             if a.first <= b.last and b.first <= a.last:
                 assert a.offset + a.size <= b.offset or b.offset + b.size <= a.offset
@@ -30,9 +30,10 @@ def test_lives_that_meet_never_share_bytes(items):
 @st.composite
 def graphs(draw):
     """Random graphs of pointwise calls, concatenations, slices and convolutions, with states and several results."""
-    return draw(st.lists(st.tuples(st.sampled_from(["relu", "add", "cat", "half", "conv", "pad", "sigmoid"]),
-                                   st.integers(0, 30), st.integers(0, 30)), min_size=3, max_size=14)), \
-        draw(st.lists(st.integers(0, 30), min_size=1, max_size=3)), draw(st.lists(st.integers(0, 30), min_size=2, max_size=2))  # fmt: skip
+    op = st.sampled_from(["relu", "add", "cat", "half", "conv", "pad", "sigmoid"])
+    number = st.integers(0, 30)
+    ops = draw(st.lists(st.tuples(op, number, number), min_size=3, max_size=14))
+    return ops, draw(st.lists(number, min_size=1, max_size=3)), draw(st.lists(number, min_size=2, max_size=2))
 
 
 def build_graph(case):
@@ -50,7 +51,9 @@ def build_graph(case):
             elif op == "conv":
                 y = b.call(aten.conv2d.default, a, weight, None, [1, 1], [1, 1], [1, 1], 1)
             elif op == "cat":
-                y = b.call(aten.cat.default, [b.call(aten.slice.Tensor, a, 1, 0, 1), b.call(aten.slice.Tensor, c, 1, 1, 4)], 1)
+                y = b.call(
+                    aten.cat.default, [b.call(aten.slice.Tensor, a, 1, 0, 1), b.call(aten.slice.Tensor, c, 1, 1, 4)], 1
+                )
             elif op == "pad":
                 y = b.call(aten.slice.Tensor, b.call(aten.constant_pad_nd.default, a, [0, 0, 0, 0, 1, 0]), 1, 0, 4)
             else:
@@ -94,7 +97,10 @@ def test_no_call_writes_over_what_is_read_later(case):
         for r in c.reads:
             if r.kind != "weight":
                 family = _family(lowered, r)
-                assert all(owner.get(s) in family for s in slots(r) if s in owner or r.kind == "arena"), (c.node, r.name)
+                assert all(owner.get(s) in family for s in slots(r) if s in owner or r.kind == "arena"), (
+                    c.node,
+                    r.name,
+                )
         for w in c.writes:
             for s in slots(w):
                 owner[s] = w

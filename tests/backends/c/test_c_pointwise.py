@@ -12,7 +12,9 @@ import vqc.ops  # noqa: F401
 
 vops = torch.ops.vqc
 
-X = torch.cat([torch.randn(300) * 3, torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, 88.5, -88.0, 1e-6, -3.0, 3.0])])
+X = torch.cat(
+    [torch.randn(300) * 3, torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, 88.5, -88.0, 1e-6, -3.0, 3.0])]
+)
 POSITIVE = X.abs() + 1e-3
 
 EXACT = {

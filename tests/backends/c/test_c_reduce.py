@@ -78,4 +78,7 @@ def test_products(sizes):
 def test_attention():
     q, k, v = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 12, 8), torch.randn(2, 3, 12, 5)
     check(single(aten.scaled_dot_product_attention.default, In(q), In(k), In(v)), atol=1e-5)
-    check(single(aten.scaled_dot_product_attention.default, In(q), In(k), In(v), In(torch.randn(10, 12)), scale=0.3), atol=1e-5)
+    check(
+        single(aten.scaled_dot_product_attention.default, In(q), In(k), In(v), In(torch.randn(10, 12)), scale=0.3),
+        atol=1e-5,
+    )

@@ -1,0 +1,1 @@
+"""vqc beside its peers, measured in one run."""
