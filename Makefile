@@ -9,6 +9,7 @@ VENV ?= .venv
 TORCH_ARGS ?=
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 PINS := requirements/constraints.txt
 TORCH := $(shell grep '^torch==' $(PINS))
@@ -19,13 +20,14 @@ RUN := $(VENV)/bin/python -m
 # Its programs are found without activating it.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench docs clean
 
 help:
 	@echo "make demo   - matting of a real clip, float and 8 bits side by side, into out/demo/"
 	@echo "make test   - lint, types and tests"
 	@echo "make lint   - lint and types alone"
 	@echo "make bench  - the figures of the README, measured on this machine"
+	@echo "make docs   - the README's tables, out of benchmarks/results/"
 	@echo "make clean  - remove what was built here, the virtual environment included"
 
 setup: $(STAMP)
@@ -52,7 +54,10 @@ test: lint
 	$(RUN) pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
-	$(RUN) benchmarks.fidelity_speed
+	$(RUN) benchmarks.fidelity_speed $(BENCH_ARGS)
+	$(RUN) benchmarks.tables
+
+docs: $(STAMP)
 	$(RUN) benchmarks.tables
 
 clean:

@@ -13,13 +13,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from vqc import compat
+from vqc.backends.inductor.engine import has_subgraphs
 from vqc.door import report as _report
 from vqc.door.engines import engine_for, leave_as_it_is
-from vqc.door.facts import Facts, differentiates, has_subgraphs
+from vqc.door.facts import Facts, differentiates
 from vqc.door.options import keep_clips, parse
 from vqc.door.part import Part
 from vqc.door.report import PartReport, reports

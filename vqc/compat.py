@@ -70,6 +70,37 @@ def outside_tracing() -> Iterator[None]:
 
 
 @contextmanager
+def outside_tracing_with_scan() -> Iterator[None]:
+    """As `outside_tracing`, for graphs with a scan at fixed sizes.
+
+    Inductor turns a scan into a loop whose counter it reads as a number; without a shape environment it may not.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))):
+        yield
+
+
+@contextmanager
+def scalars_in_scan() -> Iterator[None]:
+    """Let Inductor read a scan's counter while it compiles within Dynamo's trace (see above)."""
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    mode = context.fake_mode if context is not None else None
+    if mode is None or mode.allow_scalar_outputs:
+        yield
+        return
+    mode.allow_scalar_outputs = True
+    try:
+        yield
+    finally:
+        mode.allow_scalar_outputs = False
+
+
+@contextmanager
 def own_random_state() -> Iterator[None]:
     """Leave the CPU and CUDA random generators as they were."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -50,8 +50,11 @@ def refuse(program: Program, missing: list[Declined], way_out: str) -> Unsupport
     for d in missing:
         node = program.node(d.node)
         lines.append(f"{d.node} ({op_text(node.target)}): {d.reason}; {node.meta.get('source', 'source unknown')}")
-    return UnsupportedOp(f"the C backend cannot take {len(missing)} of {len(program.calls)} operators of {program.name}",
-                         why="; ".join(lines), way_out=way_out)  # fmt: skip
+    return UnsupportedOp(
+        f"the C backend cannot take {len(missing)} of {len(program.calls)} operators of {program.name}",
+        why="; ".join(lines),
+        way_out=way_out,
+    )
 
 
 def generate_model(program: Program, target: str, workers: int = 1) -> Model:

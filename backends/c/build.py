@@ -125,8 +125,12 @@ def _run(command: Sequence[str], cwd: Path, what: str) -> None:
         raise TargetError(f"compiling {what} failed", why=str(e), way_out="try another compiler (option cc)") from e
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().split("\n")
-        raise TargetError(f"compiling {what} failed", where=" ".join(command), why="\n".join(lines[:12]),
-                          way_out="try another compiler (option cc), and report this: generated C must compile")  # fmt: skip
+        raise TargetError(
+            f"compiling {what} failed",
+            where=" ".join(command),
+            why="\n".join(lines[:12]),
+            way_out="try another compiler (option cc), and report this: generated C must compile",
+        )
 
 
 def _publish(made: Path, final: Path) -> Path:

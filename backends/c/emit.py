@@ -185,7 +185,9 @@ class _Emitter:
         return self.table(struct.ctype + " %s", text, call.node)
 
     def wrap(self, line: str) -> str:
-        return textwrap.fill(line, 118, subsequent_indent="    ", break_on_hyphens=False)
+        """A table over several lines, broken between fields."""
+        kept = line.replace(" = ", "\0=\0").replace("static const ", "static\0const\0")
+        return textwrap.fill(kept, 118, subsequent_indent="    ", break_on_hyphens=False).replace("\0", " ")
 
     # ---- calls -----------------------------------------------------------------------------------------------------
 
@@ -245,9 +247,10 @@ def _header(name: str, lowered: Lowered, plan: MemoryPlan, weights_size: int, na
             for s in lowered.states
         ),
         " *",
-        " * Tensors are dense and row-major and must not overlap. Arena, state and weights start at multiples of 64",
-        f" * bytes. One {name}_model with its arena serves one step at a time; models may share weights; every video has",
-        " * its own state. Nothing is allocated and nothing is global.",
+        " * Tensors are dense, row-major, and must not overlap. Arena, state and weights start at multiples of 64",
+        " * bytes. One model with its arena serves one step at a time; models may share weights; every video has its",
+        " * own state.",
+        " * Nothing is allocated and nothing is global.",
         *(f" * {_safe(n)}" for n in notes),
         " */",
     ]

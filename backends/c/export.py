@@ -121,23 +121,23 @@ static unsigned char *read_file(const char *folder, const char *file, size_t *si
 }}
 
 /* Whether two tensors agree; says what differs when not. */
-static int same(int which, const unsigned char *want, const unsigned char *got, const char *kind, int index, int step) {{
+static int same(int which, const unsigned char *want, const unsigned char *got, const char *kind, int i, int step) {{
     const tensor *t = &tensors[which];
     double largest = 0.0, worst = 0.0;
     if (!t->is_float) {{
         if (memcmp(want, got, t->size) == 0) return 1;
-        printf("step %d, %s %d: integers differ\\n", step, kind, index);
+        printf("step %d, %s %d: integers differ\\n", step, kind, i);
         return 0;
     }}
-    for (size_t i = 0; i < t->count; i++) {{
+    for (size_t k = 0; k < t->count; k++) {{
         float a, b;
-        memcpy(&a, want + 4 * i, 4);
-        memcpy(&b, got + 4 * i, 4);
+        memcpy(&a, want + 4 * k, 4);
+        memcpy(&b, got + 4 * k, 4);
         if (fabs((double)a) > largest) largest = fabs((double)a);
         if (!(fabs((double)a - (double)b) <= worst)) worst = fabs((double)a - (double)b);
     }}
     if (worst <= {TOLERANCE:g} * largest + 1e-6) return 1;
-    printf("step %d, %s %d: differs by %g, largest value %g\\n", step, kind, index, worst, largest);
+    printf("step %d, %s %d: differs by %g, largest value %g\\n", step, kind, i, worst, largest);
     return 0;
 }}
 

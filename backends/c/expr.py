@@ -229,5 +229,8 @@ def can_share(out: Value, values: Sequence[Value]) -> list[Buffer]:
     buffers = [v.buffer for v in values]
     if out.strides != dense_strides(out.shape):
         return []
-    return [v.buffer for v in values
-            if v.dtype == out.dtype and v.shape == out.shape and v.is_whole and buffers.count(v.buffer) == 1]  # fmt: skip
+    return [
+        v.buffer
+        for v in values
+        if v.dtype == out.dtype and v.shape == out.shape and v.is_whole and buffers.count(v.buffer) == 1
+    ]

@@ -173,8 +173,12 @@ class Lowering:
             self.node = node
             rule = rule_for(node.target, self.target)
             if rule is None:
-                raise UnsupportedOp(f"{node.name} has no C kernel", where=str(node.meta.get("source", "")),
-                                    why=f"no rule for {node.target}", way_out="compile with fallback=eager")  # fmt: skip
+                raise UnsupportedOp(
+                    f"{node.name} has no C kernel",
+                    where=str(node.meta.get("source", "")),
+                    why=f"no rule for {node.target}",
+                    way_out="compile with fallback=eager",
+                )
             rule.lower(self, node)
             self.kernels.setdefault(node.name, "")
         self.node = None

@@ -37,8 +37,8 @@ def remove_copies(calls: Sequence[Call]) -> list[Call]:
     """Give sources of whole copies a home at the destination where that is safe; returns the calls that remain.
 
     Nothing writes a buffer after its first value, so a source may lie in its destination from the start, with one
-    exception: a state still holds its old value, and must not be written before everybody has read that. The last reader
-    may be the writer itself when it works element on element.
+    exception: a state still holds its old value, and must not be written before everybody has read that. The last
+    reader may be the writer itself when it works element on element.
     """
     last_read: dict[Buffer, int] = {}
     first_write: dict[Buffer, int] = {}
@@ -73,8 +73,10 @@ def _free(target: Buffer, begins: int, last_read: dict[Buffer, int], calls: Sequ
     """Whether a target may be written from call `begins` on."""
     if target.kind != "state" or begins > last_read.get(target, -1):
         return True
-    writer = calls[begins]
-    return begins == last_read[target] and writer.inplace is not None and target in writer.inplace[1]
+    shared = calls[begins].inplace
+    if begins < last_read[target] or shared is None:
+        return False
+    return target in shared[1] and shared[0].size == target.size  # not a part of it: that would be shifted
 
 
 def _lives(calls: Sequence[Call]) -> dict[Buffer, tuple[int, int]]:

@@ -46,7 +46,8 @@ def compile_plain(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[s
 def _compile(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Compiled:
     from torch._inductor.compile_fx import compile_fx
 
-    with compat.outside_tracing(), compat.own_random_state(), torch.no_grad():
+    context = compat.outside_tracing_with_scan() if has_subgraphs(gm) else compat.outside_tracing()
+    with context, compat.own_random_state(), torch.no_grad():
         return compile_fx(gm, list(inputs), config_patches=settings)  # type: ignore[return-value]
 
 
@@ -54,7 +55,13 @@ def compile_traced(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[
     """Hand a graph to Inductor exactly as Dynamo made it, within Dynamo's trace: gradients, dynamic sizes, guards."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(gm, list(inputs), config_patches={**(settings or {}), **_ALWAYS})  # type: ignore[return-value]
+    with compat.scalars_in_scan():
+        return compile_fx(gm, list(inputs), config_patches={**(settings or {}), **_ALWAYS})  # type: ignore[return-value]
+
+
+def has_subgraphs(gm: fx.GraphModule) -> bool:
+    """Whether the graph has higher-order operators (scan, cond, checkpoint ...)."""
+    return any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in gm.graph.nodes)
 
 
 def compile_any_size(gm: fx.GraphModule, settings: Mapping[str, Any] | None = None) -> Compiled:

@@ -114,8 +114,3 @@ def is_constant(node: fx.Node, value: Any) -> bool:
 def differentiates(inputs: Sequence[Any]) -> bool:
     """Whether a call with these inputs records gradients."""
     return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
-
-
-def has_subgraphs(gm: fx.GraphModule) -> bool:
-    """Whether the graph has higher-order operators (scan, cond, checkpoint ...)."""
-    return any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in gm.graph.nodes)

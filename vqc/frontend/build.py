@@ -33,9 +33,8 @@ def build(session: Session, recording: Recording, settled: Settled, plan: StateP
     graph = rec.em.graph
     nodes = [*(n for _, n in outputs), *(s[1] for s in states), *(d.node for d in settled.assumed)]
     graph.output(tuple(nodes))
-    dropped = {s for s in unread}
     for n in list(graph.nodes):
-        if n.op == "placeholder" and n.name in dropped:
+        if n.op == "placeholder" and n.name in unread:
             _erase_dead(graph, n)
     check_live(rec)
     final, constants = canonicalize(graph, dict(rec.em.constants), set(rec.random))
@@ -189,5 +188,3 @@ def _signature(session: Session, plan: StatePlan, recording: Recording, out_leav
         else:
             leaves.append(Leaf("constant", value=x))
     return Signature(plan.user_spec, tuple(leaves), recording.out_spec, tuple(out_leaves))
-
-

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from vqc.frontend import pointwise, recompose_shapes  # noqa: F401  (they register their rules)
 from vqc.frontend.emit import aten
-from vqc.frontend import pointwise  # noqa: F401  (registers its rules)
 from vqc.frontend.recompose import positive_dims, recompose
 from vqc.program import meta_of
 
@@ -111,7 +111,9 @@ def _literal(graph: fx.Graph, constants: dict[str, Any], node: fx.Node, tensor: 
             expanded = graph.call_function(aten.expand.default, (source, list(tensor.shape)))
             expanded.meta = {**node.meta, "val": meta_of(tensor)}
             return expanded
-        return _attribute(graph, constants, _folded_name(node), tensor.detach().clone(memory_format=torch.contiguous_format))
+        return _attribute(
+            graph, constants, _folded_name(node), tensor.detach().clone(memory_format=torch.contiguous_format)
+        )
 
 
 def _attribute(graph: fx.Graph, constants: dict[str, Any], name: str, tensor: torch.Tensor) -> fx.Node:
@@ -147,7 +149,11 @@ def _index_by_numbers(graph: fx.Graph, constants: dict[str, Any], node: fx.Node)
         return
     indices: list[Any] = []
     for i in node.args[1]:  # type: ignore[union-attr]
-        if isinstance(i, fx.Node) and i.op == "get_attr" and constants[str(i.target)].dtype in (torch.bool, torch.uint8):
+        if (
+            isinstance(i, fx.Node)
+            and i.op == "get_attr"
+            and constants[str(i.target)].dtype in (torch.bool, torch.uint8)
+        ):
             with graph.inserting_before(node):
                 for k, numbers in enumerate(constants[str(i.target)].nonzero(as_tuple=True)):
                     indices.append(_attribute(graph, constants, f"{i.target}_at_{k}", numbers))
@@ -241,5 +247,3 @@ def rebuild(graph: fx.Graph, constants: dict[str, Any]) -> tuple[fx.Graph, dict[
         if "val" in old.meta:
             node.meta["val"] = old.meta["val"]
     return new, used
-
-

@@ -12,7 +12,6 @@ from vqc import spec
 from vqc.errors import CaptureError
 from vqc.frontend.build import build
 from vqc.frontend.explore import settle
-from vqc.frontend.session import Session
 from vqc.frontend.states import declare, discover
 from vqc.frontend.target import Target
 from vqc.frontend.verify import verify
@@ -72,5 +71,3 @@ def _with_ranges(program: Program, ranges: Mapping[str, tuple[float, float]], fr
     )
     program.states = tuple(replace(s, known_range=ranges.get(s.name, s.known_range)) for s in program.states)
     return program
-
-

@@ -13,9 +13,9 @@ from vqc.frontend.source import Place
 Site = tuple[str, int]
 
 WAYS_OUT = (
-    "keep the choice inside the graph (torch.where, topk with a fixed k, fixed sizes), move it out of forward, register "
-    "the code as an operator (torch.library.custom_op), or use torch.compile(model, backend='vqc'), which breaks the "
-    "graph there"
+    "keep the choice inside the graph (torch.where, topk with a fixed k, fixed sizes), move it out of forward, "
+    "register the code as an operator (torch.library.custom_op), or use torch.compile(model, backend='vqc'), which "
+    "breaks the graph there"
 )
 
 

@@ -31,6 +31,7 @@ class Emitter:
         self.constants: dict[str, Any] = {}
         self._constant_nodes: dict[str, fx.Node] = {}
         self._tags = tags
+        self.device = torch.device("cpu")  # of the inputs, and so of every tensor made in the graph
 
     def placeholder(self, name: str, tensor: torch.Tensor) -> fx.Node:
         """A graph input; all of them have to be made before the first call."""
@@ -90,6 +91,5 @@ class Emitter:
 
     def fill(self, shape: Any, value: Any, dtype: torch.dtype) -> fx.Node:
         """A tensor of one value."""
-        device = torch.device("cpu")
         sizes = [int(s) for s in shape]
-        return self.call(aten.full.default, (sizes, value), {"dtype": dtype, "device": device})
+        return self.call(aten.full.default, (sizes, value), {"dtype": dtype, "device": self.device})

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,12 +70,26 @@ def settle(session: Session, recording: Recording, plan: Plan) -> Settled:
 def _other(session: Session, flipped: frozenset[Site], limit: int, keys: dict[Any, int], mine: Any) -> str:
     """ "" when the other branch computes the same, "raises NAME: text", or "differs"."""
     try:
-        other = session.record(Plan(flipped, limit))
+        with _silent():
+            other = session.record(Plan(flipped, limit))
     except (TooLong, VqcError):
         return "differs"
     except Exception as e:  # whatever the user's code raises in a branch that was forced is an answer, not a failure
         return f"raises {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
     return "" if summary(other, keys) == mine else "differs"
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """A branch that is only tried must not tell the user that it ran."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _judge(settled: Settled, decisions: list[Decision], outcome: str) -> None:
@@ -112,8 +131,7 @@ def summary(recording: Recording, keys: dict[Any, int]) -> Any:
                 return ("weight", name)
         if node in fixed.nodes and isinstance(node.meta["val"], torch.Tensor):
             return ("constant", content_key(fixed.value(node)))  # made now or taken from a cache: the same
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Ref(number[n]))
-        return (node.target, repr(args), repr(kwargs))
+        return (node.target, _text(node.args, number), _text(node.kwargs, number))
 
     live: list[fx.Node] = [n for n in [*recording.results, *recording.nexts] if isinstance(n, fx.Node)]
     seen = set(live)
@@ -132,6 +150,12 @@ def summary(recording: Recording, keys: dict[Any, int]) -> Any:
     )
 
 
-@dataclass(frozen=True)
-class _Ref:
-    number: int
+def _text(value: Any, number: dict[fx.Node, int]) -> str:
+    """Arguments as text, nodes by their numbers."""
+    if isinstance(value, fx.Node):
+        return f"%{number[value]}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_text(v, number) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_text(v, number)}" for k, v in value.items()) + "}"
+    return repr(value)

@@ -116,7 +116,9 @@ class GatherView:
 
     def apply(self, em: Emitter, base: fx.Node) -> fx.Node:
         flat = em.reshape(base, (base.meta["val"].numel(),))
-        return em.reshape(em.call(aten.index_select.default, (flat, 0, em.constant(self.numbers, "constant_gather"))), self.shape)
+        return em.reshape(
+            em.call(aten.index_select.default, (flat, 0, em.constant(self.numbers, "constant_gather"))), self.shape
+        )
 
     def invert(self, em: Emitter, base: fx.Node, new: fx.Node) -> fx.Node:
         flat = em.reshape(base, (base.meta["val"].numel(),))
@@ -304,4 +306,3 @@ def _spots(size: tuple[int, ...], stride: tuple[int, ...], offset: int) -> torch
     for n, s in zip(size, stride, strict=True):
         spots = spots.unsqueeze(-1) + torch.arange(n) * s
     return spots.reshape(-1)
-

@@ -10,8 +10,8 @@ from torch import fx
 
 from vqc import spec
 from vqc.errors import CaptureError
-from vqc.frontend.canonical import canonicalize
 from vqc.frontend.build import check_live
+from vqc.frontend.canonical import canonicalize
 from vqc.frontend.decisions import Plan
 from vqc.frontend.recorder import Recorder
 from vqc.frontend.target import _Interpreter, identifier

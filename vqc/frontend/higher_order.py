@@ -53,7 +53,9 @@ def _selected(pred: torch.Tensor, yes: Any, no: Any) -> Any:
     b, other = pytree.tree_flatten(no)
     if spec != other or any(isinstance(x, torch.Tensor) and x.shape != y.shape for x, y in zip(a, b, strict=True)):
         raise CaptureError("the branches of torch.cond give results of different shapes", where=str(user_place() or ""))
-    chosen = [torch.where(pred.reshape(()), x, y) if isinstance(x, torch.Tensor) else x for x, y in zip(a, b, strict=True)]
+    chosen = [
+        torch.where(pred.reshape(()), x, y) if isinstance(x, torch.Tensor) else x for x, y in zip(a, b, strict=True)
+    ]
     return pytree.tree_unflatten(chosen, spec)
 
 
@@ -65,7 +67,9 @@ def _unrolled_scan(combine: Any, init: Any, xs: Any, additional: Any) -> tuple[A
         flat = pytree.tree_leaves(combine(*carry, *step, *additional))
         carry = flat[: len(carry)]
         rows.append(flat[len(carry) :])
-    outs = [torch.stack(list(column)) if isinstance(column[0], torch.Tensor) else None for column in zip(*rows, strict=True)]
+    outs = [
+        torch.stack(list(column)) if isinstance(column[0], torch.Tensor) else None for column in zip(*rows, strict=True)
+    ]
     return (*carry, *outs)
 
 

@@ -119,7 +119,9 @@ def functional_form(func: Any) -> Any:
         if not candidate._schema.is_mutable and [a.name for a in candidate._schema.arguments][: len(inputs)] == inputs:
             same = all(
                 str(a.type) == str(b.type)
-                for a, b in zip([a for a in schema.arguments if not a.is_out], candidate._schema.arguments, strict=False)
+                for a, b in zip(
+                    [a for a in schema.arguments if not a.is_out], candidate._schema.arguments, strict=False
+                )
             )
             if same:
                 return candidate

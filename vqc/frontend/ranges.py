@@ -14,8 +14,8 @@ def convex_update_range(program: Program, state: State) -> State:
     """The state with known range (-1, 1) when every step makes it a mean of itself and of values of tanh.
 
     Seen forms, with z a sigmoid and n a tanh, in any order of factors and summands, for one step or several in a row:
-    (1 - z) h + z n,  z h + (1 - z) n,  n + z (h - n),  h + z (n - h),  lerp(h, n, z). The state stays in [-1, 1] when it
-    starts there.
+    (1 - z) h + z n,  z h + (1 - z) n,  n + z (h - n),  h + z (n - h),  lerp(h, n, z). The state stays in [-1, 1] when
+    it starts there.
     """
     if state.known_range is not None or state.reset.is_complex():
         return state
@@ -63,8 +63,9 @@ class _Bounded:
         if second is None:
             return False
         for difference, z in (second, second[::-1]):  # a + (other - a) z
-            if _is_call(difference, aten.sub.Tensor) and difference.args[1] is a:  # type: ignore[attr-defined]
-                if self._mean(difference.args[0], a, z):  # type: ignore[attr-defined]
+            if _is_call(difference, aten.sub.Tensor):
+                other, same = difference.args[:2]  # type: ignore[attr-defined]
+                if same is a and self._mean(other, a, z):
                     return True
         first = _factors(a)
         if first is None:
@@ -94,8 +95,8 @@ def _one_minus(program: Program, node: object) -> object:
     return None
 
 
-_VIEWS = {"getitem", "split", "split_with_sizes", "slice", "select", "reshape", "unbind", "permute", "squeeze", "unsqueeze",
-          "expand"}  # fmt: skip
+_VIEWS = {"getitem", "split", "split_with_sizes", "slice", "select", "reshape", "unbind", "permute", "squeeze",
+          "unsqueeze", "expand"}  # fmt: skip
 
 
 def _source(node: object) -> object:

@@ -31,7 +31,6 @@ from vqc.frontend.functionalize import (
     geometry,
     split_view,
     view_of,
-    write,
 )
 from vqc.frontend.source import ModuleTrail, user_place
 from vqc.frontend.watch import Watch
@@ -93,6 +92,7 @@ class Recorder:
 
         `keep`: the tensor belongs to the model, so its bytes are saved before the first write.
         """
+        self.em.device = tensor.device
         node = self.em.placeholder(name, tensor)
         value = self._new_root(tensor, node, data=True)
         if keep:
@@ -151,7 +151,7 @@ class Recorder:
                     return self._new_view(tensor, root, GatherView(numbers, tuple(tensor.shape)))
         if storage.data:
             raise CaptureError("memory that depends on the data is read in a way that cannot be followed",
-                               where=str(user_place() or ""), why="a tensor was laid over it outside PyTorch's operators",
+                               where=str(user_place() or ""), why="a tensor was laid over it outside operators",
                                way_out="use PyTorch's view operators instead of set_ or storage tricks")  # fmt: skip
         if storage.roots and storage.version:
             raise CaptureError("two tensors share memory and one of them is written in forward",
@@ -183,7 +183,7 @@ class Recorder:
                 "memory is read that no PyTorch operator has written",
                 where=str(user_place() or ""),
                 why=f"it was made by {made} and filled outside PyTorch's view (a raw-pointer extension?)",
-                way_out="register the code that fills it with torch.library.custom_op, or call vqc through torch.compile",
+                way_out="register the code that fills it with torch.library.custom_op, or use torch.compile",
             )
 
     def _nodes(self, tree: Any, check: bool = True) -> Any:
@@ -204,7 +204,7 @@ class Recorder:
             with compat.plain():
                 return func(*args, **kwargs)
         tensors = _tensors((args, kwargs))
-        if torch.is_autocast_enabled("cpu") or any(compat.is_wrapped(t) for t in tensors):
+        if torch.is_autocast_enabled(self.em.device.type) or any(compat.is_wrapped(t) for t in tensors):
             with compat.plain(), compat.LowMode(self._record):
                 return func(*args, **kwargs)
         if func not in ops.WHOLE and compat.is_composite(func):
@@ -246,7 +246,7 @@ class Recorder:
     def _refuse(self, what: str, why: str = "its result's shape depends on the values in the data") -> CaptureError:
         return CaptureError(f"{what} cannot be captured", where=str(user_place() or ""), why=why, way_out=WAYS_OUT)
 
-    # ---- kinds of operators --------------------------------------------------------------------------------------------
+    # ---- kinds of operators ------------------------------------------------------------------------------------------
 
     def _read(self, func: Any, args: tuple, kwargs: dict) -> Any:
         value = func(*args, **kwargs)
@@ -262,7 +262,9 @@ class Recorder:
             node = self.em.reshape(self.node_of(args[0]), ())
             if isinstance(value, bool) and node.meta["val"].dtype != torch.bool:
                 node = self.em.call(aten.ne.Scalar, (node, 0))
-        shown = {"item": "item()", "_local_scalar_dense": "item()", "is_nonzero": "bool()", "equal": "torch.equal"}[name]
+        shown = {"item": "item()", "_local_scalar_dense": "item()", "is_nonzero": "bool()", "equal": "torch.equal"}[
+            name
+        ]
         return self.plan.answer(Decision(shown, user_place(), node, value))
 
     def _factory(self, func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
@@ -300,7 +302,8 @@ class Recorder:
         if data and name in ops.SHAPE_FROM_DATA and name != "aten::nonzero_numpy":
             raise self._refuse(name.replace("::", "."))
         if data and name in ("aten::index", "aten::_unsafe_index"):
-            if any(t is not None and t.dtype in (torch.bool, torch.uint8) and self.is_data(t) for t in bound["indices"]):
+            masks = [t for t in bound["indices"] if t is not None and t.dtype in (torch.bool, torch.uint8)]
+            if any(self.is_data(t) for t in masks):
                 raise self._refuse("indexing with a mask from the data")
         out = func(*args, **kwargs)
         by_key = {compat.storage_key(t): t for t in reversed(tensors)}
@@ -319,7 +322,8 @@ class Recorder:
         ):
             self._new_root(out, self.node_of(tensors[0]), data)
             return out
-        node = self.em.call(func, *self._nodes((args, kwargs)), val=meta_of(out))
+        node_args, node_kwargs = self._nodes((args, kwargs))
+        node = self.em.call(func, node_args, node_kwargs, val=meta_of(out))
         if ops.is_random(func, bound):
             self.random[node], data = str(user_place() or name), True
         if data and name == "aten::nonzero_numpy":
@@ -370,5 +374,3 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 def _numel(shape: tuple[int, ...]) -> int:
     return 0 if 0 in shape else 1
-
-

@@ -192,7 +192,7 @@ class Session:
         return tensors
 
     def _changes(self, recorder: Recorder) -> dict[str, Change]:
-        """Attributes that hold data after the run, in homes that were there at the start, and that are no states yet."""
+        """Attributes that hold data after the run, whose homes were there at the start, and that are no states yet."""
         known = {s.slot.path for s in self.slot_states}
         live = [t for s in self.slot_states for t in s.live if t is not None]  # one tensor in two places is one state
         found = {}

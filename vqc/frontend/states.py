@@ -134,7 +134,9 @@ def _slot_state(session: Session, change: Change) -> SlotState:
     leaves, spec = change.leaves, change.spec
     old, old_spec = pytree.tree_flatten(before)
     same = before is not MISSING and spec == old_spec
-    resets, live, names = [], [], []
+    resets: list[torch.Tensor] = []
+    live: list[torch.Tensor | None] = []
+    names: list[str] = []
     taken = {n for s in session.slot_states for n in s.names} | set(session.names)
     for i in change.which:
         start = old[i] if same else None

@@ -100,7 +100,9 @@ def _takes(names: Sequence[str]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> None:
         """Stands for the signature of an exported forward."""
 
-    parameters = [inspect.Parameter(identifier(n), inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in dict.fromkeys(names)]
+    parameters = [
+        inspect.Parameter(identifier(n), inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in dict.fromkeys(names)
+    ]
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [*parameters, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
     )
@@ -159,7 +161,7 @@ class _Interpreter(fx.Interpreter):
 
 
 def place_text(node: fx.Node) -> str:
-    """"file.py:12 in forward: code line" from the stack trace an exported or Dynamo graph's node carries."""
+    """ "file.py:12 in forward: code line" from the stack trace an exported or Dynamo graph's node carries."""
     found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
     own = [f for f in found if not re.search(r"[\\/]torch[\\/](nn|utils|functional|_|export|fx)", f[0])]
     if not own:

@@ -73,7 +73,7 @@ def _leaves(program: Program, got: Sequence[Any], feeds: Sequence[torch.Tensor])
 def _compare(program: Program, want: list[Any], got: list[Any], step: int, plan: StatePlan,
              rtol: float) -> None:  # fmt: skip
     if len(want) != len(got):
-        raise CaptureError(f"at step {step + 1} the network returns {len(want)} values, it was captured with {len(got)}",
+        raise CaptureError(f"the network returns {len(want)} values at step {step + 1}, and {len(got)} when captured",
                            way_out="keep the structure of the result the same at every step")  # fmt: skip
     for i, (a, b) in enumerate(zip(want, got, strict=True)):
         if not isinstance(a, torch.Tensor):
@@ -82,7 +82,9 @@ def _compare(program: Program, want: list[Any], got: list[Any], step: int, plan:
             continue
         problem = difference(a, b, rtol)
         if problem:
-            raise CaptureError(_what(i, step), why=f"{problem}; {_why(program, step, plan)}", way_out=_way_out(program, step, plan))
+            raise CaptureError(
+                _what(i, step), why=f"{problem}; {_why(program, step, plan)}", way_out=_way_out(program, step, plan)
+            )
 
 
 def _what(i: int, step: int) -> str:
@@ -103,8 +105,8 @@ def _why(program: Program, step: int, plan: StatePlan) -> str:
 def _way_out(program: Program, step: int, plan: StatePlan) -> str:
     if step == 0 and program.states:
         return "pass an explicit initial state, or run the network once and capture it after its first frame"
-    return ("make what changes between calls an explicit argument or a tensor buffer; register code outside PyTorch with "
-            "torch.library.custom_op")  # fmt: skip
+    return ("make what changes between calls an explicit argument or a tensor buffer; register code outside PyTorch "
+            "with torch.library.custom_op")  # fmt: skip
 
 
 def difference(want: torch.Tensor, got: Any, rtol: float) -> str:
@@ -115,7 +117,9 @@ def difference(want: torch.Tensor, got: Any, rtol: float) -> str:
         return ""
     if not (want.is_floating_point() or want.is_complex()):
         wrong = int((want != got).sum())
-        return "" if wrong <= want.numel() * (rtol if rtol > 1e-3 else 0) else f"{wrong} of {want.numel()} elements differ"
+        return (
+            "" if wrong <= want.numel() * (rtol if rtol > 1e-3 else 0) else f"{wrong} of {want.numel()} elements differ"
+        )
     a, b = (torch.view_as_real(t) if t.is_complex() else t for t in (want, got))
     a, b = a.double(), b.double()
     if not torch.equal(a.isnan(), b.isnan()):

@@ -128,7 +128,10 @@ def _masked_put(rec: Recorder, nodes: Any, bound: dict, value: Value) -> fx.Node
         mask, dims = given[0], given[0].meta["val"].ndim
     elif given and all(i.op == "call_function" and i.args[0] in rec.dynamic for i in given):
         source = given[0].args[0]
-        if [i.args for i in given] == [(source, k) for k in range(source.args[0].meta["val"].ndim)]:
+        wanted = [(source, k) for k in range(source.args[0].meta["val"].ndim)]
+        found = [i.args for i in given]
+        empty = given[0].meta["val"].numel() == 0  # empty index tensors cannot be told apart by their memory
+        if found == wanted or (empty and len(found) == len(wanted) and all(f[0] is source for f in found)):
             mask, dims = source.args[0], source.args[0].meta["val"].ndim
     if mask is None:
         return None

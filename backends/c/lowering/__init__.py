@@ -1,6 +1,7 @@
 """The rules of the C backend, one topic a file; importing this package registers them all."""
 
 from vqc.backends.c.lowering import (  # noqa: F401
+    activations,
     conv,
     matmul,
     movement,

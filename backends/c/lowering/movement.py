@@ -178,8 +178,16 @@ def gather(ctx: Lowering, node: fx.Node, rows: np.ndarray, cols: np.ndarray) -> 
         outer = numel(x.shape[:-1])
     params = Struct("vqc_gather_params", {"size": x.item, "outer": outer, "h": h if len(rows) > 1 or h > 1 else 1,
                                           "w": x.shape[-1], "oh": len(rows), "ow": len(cols)})  # fmt: skip
-    ctx.call("vqc_gather", "move", params, x, ctx.weight(rows.astype(np.int32), "rows"),
-             ctx.weight(cols.astype(np.int32), "cols"), ctx.weight(torch.zeros(1, dtype=x.dtype), "fill"), out=[out])  # fmt: skip
+    ctx.call(
+        "vqc_gather",
+        "move",
+        params,
+        x,
+        ctx.weight(rows.astype(np.int32), "rows"),
+        ctx.weight(cols.astype(np.int32), "cols"),
+        ctx.weight(torch.zeros(1, dtype=x.dtype), "fill"),
+        out=[out],
+    )
 
 
 def _reflect(size: int, before: int, after: int) -> np.ndarray:

@@ -6,7 +6,6 @@ that node's. Everything stays what it was, operation by operation: the interpret
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from vqc.backends.c import expr as ex
 from vqc.backends.c.expr import Expr, apply, const
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.registry import all_of, lowering, op_name, tensors
-from vqc.ops.exact import SIXTH, argument
+from vqc.ops.exact import argument
 from vqc.program import DTYPE_NAMES, Program, dtype_of, shape_of
 
 POINTWISE: set[str] = {
@@ -102,7 +101,7 @@ def _is_integer(node: fx.Node) -> bool:
     return torch.float32 not in kinds and bool(kinds & set(INTEGERS)) and not numbers
 
 
-def _pointwise(*ops: str, needs: tuple[str, ...] = (), check: Any = None) -> Any:
+def pointwise(*ops: str, needs: tuple[str, ...] = (), check: Any = None) -> Any:
     """Register a function (operand getter, node) -> Expr for these operators; `needs`: its operations."""
 
     def wrap(build: Any) -> Any:
@@ -155,60 +154,60 @@ _COMPARE = {"lt": ("lt", False), "le": ("le", False), "gt": ("lt", True), "ge": 
 
 def _register_simple() -> None:
     for name, code in _UNARY.items():
-        _pointwise(f"aten::{name}", needs=(code,))(lambda get, n, code=code: apply(code, get(n.args[0])))
+        pointwise(f"aten::{name}", needs=(code,))(lambda get, n, code=code: apply(code, get(n.args[0])))
     for name, code in _BINARY.items():
-        _pointwise(f"aten::{name}", f"aten::{name}.Tensor", f"aten::{name}.Scalar", needs=(code,))(
+        pointwise(f"aten::{name}", f"aten::{name}.Tensor", f"aten::{name}.Scalar", needs=(code,))(
             lambda get, n, code=code: apply(code, get(n.args[0]), get(n.args[1]))
         )
     for name, (code, swap) in _COMPARE.items():
-        _pointwise(f"aten::{name}.Tensor", f"aten::{name}.Scalar", needs=(code,))(
+        pointwise(f"aten::{name}.Tensor", f"aten::{name}.Scalar", needs=(code,))(
             lambda get, n, code=code, swap=swap: apply(
                 code, *[get(a) for a in (n.args[:2][::-1] if swap else n.args[:2])]
             )
         )
     for name, code in (("exp", "exp_exact"), ("sigmoid", "sigmoid"), ("tanh", "tanh_exact")):
-        _pointwise(f"vqc::{name}", needs=(code,))(lambda get, n, code=code: apply(code, get(n.args[0])))
+        pointwise(f"vqc::{name}", needs=(code,))(lambda get, n, code=code: apply(code, get(n.args[0])))
 
 
 _register_simple()
 
 
-def _scaled(e: Expr, factor: float) -> Expr:
+def scaled(e: Expr, factor: float) -> Expr:
     return e if factor == 1 else apply("mul", e, const(factor))
 
 
-@_pointwise("aten::add.Tensor", "aten::add.Scalar", needs=("add", "mul"))
+@pointwise("aten::add.Tensor", "aten::add.Scalar", needs=("add", "mul"))
 def _add(get, node):
-    return apply("add", get(node.args[0]), _scaled(get(node.args[1]), argument(node, "alpha", 1)))
+    return apply("add", get(node.args[0]), scaled(get(node.args[1]), argument(node, "alpha", 1)))
 
 
-@_pointwise("aten::sub.Tensor", "aten::sub.Scalar", needs=("sub", "mul"))
+@pointwise("aten::sub.Tensor", "aten::sub.Scalar", needs=("sub", "mul"))
 def _sub(get, node):
-    return apply("sub", get(node.args[0]), _scaled(get(node.args[1]), argument(node, "alpha", 1)))
+    return apply("sub", get(node.args[0]), scaled(get(node.args[1]), argument(node, "alpha", 1)))
 
 
-@_pointwise("aten::rsub.Scalar", "aten::rsub.Tensor", needs=("sub", "mul"))
+@pointwise("aten::rsub.Scalar", "aten::rsub.Tensor", needs=("sub", "mul"))
 def _rsub(get, node):
-    return apply("sub", get(node.args[1]), _scaled(get(node.args[0]), argument(node, "alpha", 1)))
+    return apply("sub", get(node.args[1]), scaled(get(node.args[0]), argument(node, "alpha", 1)))
 
 
-@_pointwise("aten::reciprocal", needs=("div",))
+@pointwise("aten::reciprocal", needs=("div",))
 def _reciprocal(get, node):
     return apply("div", const(1.0), get(node.args[0]))
 
 
-@_pointwise("aten::rsqrt", needs=("div", "sqrt"))
+@pointwise("aten::rsqrt", needs=("div", "sqrt"))
 def _rsqrt(get, node):
     return apply("div", const(1.0), apply("sqrt", get(node.args[0])))
 
 
-@_pointwise("aten::square", needs=("mul",))
+@pointwise("aten::square", needs=("mul",))
 def _square(get, node):
     x = get(node.args[0])
     return apply("mul", x, x)
 
 
-@_pointwise("aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::floor_divide", needs=("div", "floor"))
+@pointwise("aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::floor_divide", needs=("div", "floor"))
 def _div_mode(get, node):
     q = apply("div", get(node.args[0]), get(node.args[1]))
     mode = argument(node, "rounding_mode") if node.target is not torch.ops.aten.floor_divide.default else "floor"
@@ -220,42 +219,40 @@ def _bools(program: Program, node: fx.Node) -> str | None:
     return None if bad is None else f"{bad.name} is {DTYPE_NAMES[dtype_of(bad)]}; only truth values are taken"
 
 
-@_pointwise("aten::bitwise_and.Tensor", "aten::__and__.Tensor", needs=("and",), check=_bools)
+@pointwise("aten::bitwise_and.Tensor", "aten::__and__.Tensor", needs=("and",), check=_bools)
 def _bitwise_and(get, node):
     return apply("and", get(node.args[0]), get(node.args[1]))
 
 
-@_pointwise("aten::bitwise_or.Tensor", "aten::__or__.Tensor", needs=("or",), check=_bools)
+@pointwise("aten::bitwise_or.Tensor", "aten::__or__.Tensor", needs=("or",), check=_bools)
 def _bitwise_or(get, node):
     return apply("or", get(node.args[0]), get(node.args[1]))
 
 
-@_pointwise("aten::bitwise_xor.Tensor", "aten::logical_xor", needs=("ne",), check=_bools)
+@pointwise("aten::bitwise_xor.Tensor", "aten::logical_xor", needs=("ne",), check=_bools)
 def _bitwise_xor(get, node):
     return apply("ne", get(node.args[0]), get(node.args[1]))
 
 
-@_pointwise("aten::bitwise_not", needs=("not",), check=_bools)
+@pointwise("aten::bitwise_not", needs=("not",), check=_bools)
 def _bitwise_not(get, node):
     return apply("not", get(node.args[0]))
 
 
-@_pointwise(
+@pointwise(
     "aten::where.self", "aten::where.ScalarSelf", "aten::where.ScalarOther", "aten::where.Scalar", needs=("where",)
 )
 def _where(get, node):
     return apply("where", *(get(a) for a in node.args[:3]))
 
 
-@_pointwise("aten::masked_fill.Scalar", "aten::masked_fill.Tensor", needs=("where",))
+@pointwise("aten::masked_fill.Scalar", "aten::masked_fill.Tensor", needs=("where",))
 def _masked_fill(get, node):
     return apply("where", get(node.args[1]), get(node.args[2]), get(node.args[0]))
 
 
-# ---- activations ---------------------------------------------------------------------------------------------------
-
-
-def _held(e: Expr, low: Any, high: Any) -> Expr:
+def held(e: Expr, low: Any, high: Any) -> Expr:
+    """min(max(e, low), high); None leaves an end open."""
     if low is not None:
         e = apply("max", e, low if isinstance(low, Expr) else const(low))
     if high is not None:
@@ -263,156 +260,16 @@ def _held(e: Expr, low: Any, high: Any) -> Expr:
     return e
 
 
-@_pointwise("aten::relu", needs=("max",))
-def _relu(get, node):
-    return _held(get(node.args[0]), 0.0, None)
-
-
-@_pointwise("aten::relu6", needs=("max", "min"))
-def _relu6(get, node):
-    return _held(get(node.args[0]), 0.0, 6.0)
-
-
-@_pointwise("aten::hardtanh", needs=("max", "min"))
-def _hardtanh(get, node):
-    return _held(get(node.args[0]), argument(node, "min_val"), argument(node, "max_val"))
-
-
-@_pointwise("aten::clamp", "aten::clamp.Tensor", needs=("max", "min"))
-def _clamp(get, node):
-    low, high = (argument(node, k) for k in ("min", "max"))
-    return _held(get(node.args[0]), None if low is None else get(low), None if high is None else get(high))
-
-
-@_pointwise("aten::clamp_min", "aten::clamp_min.Tensor", needs=("max",))
-def _clamp_min(get, node):
-    return _held(get(node.args[0]), get(node.args[1]), None)
-
-
-@_pointwise("aten::clamp_max", "aten::clamp_max.Tensor", needs=("min",))
-def _clamp_max(get, node):
-    return _held(get(node.args[0]), None, get(node.args[1]))
-
-
-@_pointwise("aten::threshold", needs=("where", "le"))
-def _threshold(get, node):
-    x = get(node.args[0])
-    return apply("where", apply("le", x, get(node.args[1])), get(node.args[2]), x)
-
-
-@_pointwise("aten::leaky_relu", needs=("leaky",))
-def _leaky_relu(get, node):
-    return apply("leaky", get(node.args[0]), const(argument(node, "negative_slope")))
-
-
-@lowering(
-    "aten::prelu", "aten::_prelu_kernel", check=lambda p, n: None if dtype_of(n) == torch.float32 else "not float32"
-)
-def lower_prelu(ctx: Lowering, node: fx.Node) -> None:
-    x, slope = operand(ctx, node, node.args[0]), ctx.constant(node.args[1])
-    if slope is not None and slope.numel() == 1:
-        finish(ctx, node, apply("leaky", x, const(slope.item())))
-        return
-    v = ctx.dense(node.args[1])
-    if len(v.shape) == 1 and len(shape_of(node)) > 1:  # one slope for each channel
-        shape = (v.shape[0], *(1,) * (len(shape_of(node)) - 2))
-        v = type(v)(v.buffer, v.dtype, shape, (1,) + (0,) * (len(shape) - 1), v.offset)
-    finish(ctx, node, apply("leaky", x, ex.load(v)))
-
-
-POINTWISE.update(("aten::prelu", "aten::_prelu_kernel"))
-
-
-def _gate(x: Expr) -> Expr:
-    return apply("mul", _held(apply("add", x, const(3.0)), 0.0, 6.0), const(SIXTH))
-
-
-@_pointwise("aten::hardsigmoid", "vqc::hardsigmoid", needs=("div",))
-def _hardsigmoid(get, node):
-    return _gate(get(node.args[0]))
-
-
-@_pointwise("aten::hardswish", "vqc::hardswish", needs=("div",))
-def _hardswish(get, node):
-    x = get(node.args[0])
-    return apply("mul", x, _gate(x))
-
-
-@_pointwise("aten::silu", "vqc::silu", needs=("sigmoid",))
-def _silu(get, node):
-    x = get(node.args[0])
-    return apply("mul", x, apply("sigmoid", x))
-
-
-@_pointwise("aten::gelu", needs=("erf",))
-def _gelu(get, node):
-    x = get(node.args[0])
-    if argument(node, "approximate") == "tanh":
-        cube = apply("mul", apply("mul", apply("mul", x, x), x), const(0.044715))
-        gate = apply("tanh", apply("mul", apply("add", x, cube), const(math.sqrt(2 / math.pi))))
-    else:
-        gate = apply("erf", apply("mul", x, const(math.sqrt(0.5))))
-    return apply("mul", apply("mul", x, const(0.5)), apply("add", gate, const(1.0)))
-
-
-@_pointwise("aten::elu", needs=("expm1",))
-def _elu(get, node):
-    x = get(node.args[0])
-    alpha, scale, inner = (float(argument(node, k)) for k in ("alpha", "scale", "input_scale"))
-    low = apply("mul", apply("expm1", _scaled(x, inner)), const(alpha * scale))
-    return apply("where", apply("lt", const(0.0), x), _scaled(x, scale), low)
-
-
-@_pointwise("aten::softplus", needs=("log1p",))
-def _softplus(get, node):
-    x = get(node.args[0])
-    beta, limit = float(argument(node, "beta")), float(argument(node, "threshold"))
-    z = _scaled(x, beta)
-    soft = _scaled(apply("log1p", apply("exp", z)), 1.0 / beta)
-    return apply("where", apply("lt", const(limit), z), x, soft)
-
-
-@_pointwise("aten::mish", needs=("tanh",))
-def _mish(get, node):
-    x = get(node.args[0])
-    soft = apply("where", apply("lt", const(20.0), x), x, apply("log1p", apply("exp", x)))
-    return apply("mul", x, apply("tanh", soft))
-
-
-@_pointwise("aten::lerp.Scalar", "aten::lerp.Tensor", needs=("add", "mul", "sub"))
-def _lerp(get, node):
-    a, b = get(node.args[0]), get(node.args[1])
-    return apply("add", a, apply("mul", get(node.args[2]), apply("sub", b, a)))
-
-
-@_pointwise("aten::addcmul", needs=("add", "mul"))
-def _addcmul(get, node):
-    product = apply("mul", get(node.args[1]), get(node.args[2]))
-    return apply("add", get(node.args[0]), _scaled(product, argument(node, "value", 1)))
-
-
-@_pointwise("aten::pow.Tensor_Scalar", "aten::pow.Tensor_Tensor", "aten::pow.Scalar", needs=("pow",))
-def _pow(get, node):
-    x, y = get(node.args[0]), node.args[1]
-    if y in (2, 3):
-        return apply("mul", x, x) if y == 2 else apply("mul", apply("mul", x, x), x)
-    if y == 0.5:
-        return apply("sqrt", x)
-    if y in (-1, -2):
-        return apply("div", const(1.0), x if y == -1 else apply("mul", x, x))
-    return apply("pow", x, get(y))
-
-
 # ---- conversions ---------------------------------------------------------------------------------------------------
 
 _LIMITS = {torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-32768, 32767)}
 
 
-@_pointwise("aten::_to_copy", "aten::to.dtype", needs=("add",))
+@pointwise("aten::_to_copy", "aten::to.dtype", needs=("add",))
 def _to_copy(get, node):
     x, before, after = get(node.args[0]), dtype_of(node.args[0]), dtype_of(node)
     if after == torch.bool and before != torch.bool:
         return apply("ne", x, const(0.0))
     if before == torch.float32 and after in INTEGERS:
-        return _held(apply("trunc", x), *_LIMITS.get(after, (None, None)))
+        return held(apply("trunc", x), *_LIMITS.get(after, (None, None)))
     return x

@@ -65,10 +65,17 @@ def lower_qlinear(ctx: Lowering, node: fx.Node) -> None:
     if dtype_of(node) == torch.uint8:
         fields |= _requantize(node) | {"relu": int(argument(node, "activation") == "relu")}
     offset = (weight.to(torch.int64).sum(1) * int(zero.reshape(-1)[0])).to(torch.int32)
-    ctx.call(f"vqc_qlinear_{_NAMES[x.dtype]}s8_{_NAMES[dtype_of(node)]}", "qlinear", Struct("vqc_qlinear_params", fields),
-             x, ctx.weight(weight, "weight"), ctx.weight(scale, "scale"),
-             ctx.weight(bias, "bias") if bias is not None else None, ctx.weight(offset, "offset"),
-             out=[ctx.result(node)])  # fmt: skip
+    ctx.call(
+        f"vqc_qlinear_{_NAMES[x.dtype]}s8_{_NAMES[dtype_of(node)]}",
+        "qlinear",
+        Struct("vqc_qlinear_params", fields),
+        x,
+        ctx.weight(weight, "weight"),
+        ctx.weight(scale, "scale"),
+        ctx.weight(bias, "bias") if bias is not None else None,
+        ctx.weight(offset, "offset"),
+        out=[ctx.result(node)],
+    )
 
 
 @lowering("vqc::lut", check=anything)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from c_helpers import aten, chain, check, compiled
+from c_helpers import chain, check, compiled
+from c_programs import qd, tiny, vops, wide
 from expecttest import assert_expected_inline
 
 import vqc.ops  # noqa: F401
@@ -17,99 +18,37 @@ from vqc.backends.c.backend import generate_model
 from vqc.backends.c.build import COMMON, THREAD_POOL, WARNINGS, find_compiler, flags_for
 from vqc.backends.c.emit import FAMILIES, KERNELS, c_name, kernel_sources, number
 from vqc.backends.c.runtime import CModel, aligned
-from vqc.errors import ArtifactError, TargetError, UnsupportedOp
-
-vops, qd = torch.ops.vqc, torch.ops.quantized_decomposed
-
-
-def tiny():
-    """A recurrent step of two layers."""
-
-    def build(b, x, h):
-        y = b.call(aten.conv2d.default, x, torch.full((1, 1, 1, 1), 0.5), None, [1, 1], [0, 0], [1, 1], 1)
-        new = b.call(aten.add.Tensor, b.call(aten.mul.Tensor, y, 0.25), h)
-        return [b.call(aten.relu.default, new)], [new]
-
-    return chain(build, torch.ones(1, 1, 2, 3), states=[torch.zeros(1, 1, 2, 3)], name="tiny")
-
-
-def wide(scale: float = 1.0):
-    """A program of many kernel families, with floats, integers and two states."""
-    g = torch.Generator().manual_seed(1)
-
-    def rand(*shape):
-        return torch.randn(*shape, generator=g) * scale
-
-    def build(b, x, h, count):
-        y = b.call(
-            aten.relu.default, b.call(aten.conv2d.default, x, rand(9, 3, 3, 3), rand(9), [2, 2], [1, 1], [1, 1], 1)
-        )
-        y = b.call(aten.group_norm.default, y, 3, rand(9), rand(9))
-        up = b.call(aten.conv_transpose2d.input, y, rand(9, 4, 3, 3), None, [2, 2], [1, 1], [1, 1])
-        q = b.call(qd.quantize_per_tensor.default, up, 0.05, 128, 0, 255, torch.uint8)
-        w = torch.randint(-127, 128, (5, 4, 3, 3), generator=g).to(torch.int8)
-        small = torch.full((5,), 2e-4)
-        z = b.call(
-            vops.qconv2d.default,
-            q,
-            w,
-            small,
-            rand(5),
-            torch.tensor([128], dtype=torch.int32),
-            [1, 1],
-            [1, 1],
-            [1, 1],
-            1,
-        )
-        wt = torch.randint(-127, 128, (4, 2, 3, 3), generator=g).to(torch.int8)
-        t = b.call(vops.qconv_transpose2d.default, q, wt, torch.full((2,), 1e-4), None, torch.tensor([128], dtype=torch.int32),
-                   [2, 2], [1, 1], [1, 1], 1, [1, 1])  # fmt: skip
-        t = b.call(vops.resize_bilinear.default, t, 10, 14, False, None, None)
-        both = b.call(aten.cat.default, [z, t, h], 1)
-        e = b.call(vops.conv2d.default, both, rand(2, 8, 1, 3) * 0.1, rand(2), [1, 1], [0, 1], [1, 1], 1)
-        grid = b.call(aten.tanh.default, b.call(aten.permute.default, e, [0, 2, 3, 1]))
-        moved = b.call(aten.grid_sampler_2d.default, both, grid, 0, 1, False)
-        pooled = b.call(aten.max_pool2d.default, b.call(vops.avg_pool2d.default, moved, [2, 2], [1, 1], [1, 1], True, False),
-                        [3, 3], [2, 2], [1, 1])  # fmt: skip
-        tokens = b.call(aten.permute.default, b.call(aten.reshape.default, pooled, [1, 8, -1]), [0, 2, 1])
-        tokens = b.call(aten.linear.default, b.call(aten.layer_norm.default, tokens, [8]), rand(6, 8), rand(6))
-        soft = b.call(aten.softmax.int, tokens, -1)
-        table = b.call(vops.lut.default, q, torch.rand(256, generator=g))
-        shuffled = b.call(aten.reflection_pad2d.default, b.call(aten.pixel_shuffle.default, table, 2), [1, 2, 3, 4])
-        lin = b.call(vops.qlinear.default, q, torch.randint(-127, 128, (3, 14), generator=g).to(torch.int8),
-                     torch.full((3,), 1e-4), None, torch.tensor([128], dtype=torch.int32))  # fmt: skip
-        nxt = b.call(vops.sigmoid.default, b.call(aten.slice.Tensor, z, 1, 0, 1))
-        return [soft, shuffled, lin, b.call(aten.sum.dim_IntList, moved, [1])], [nxt, b.call(aten.add.Tensor, count, 1)]
-
-    x = torch.rand(1, 3, 10, 14, generator=g)
-    return chain(build, x, states=[torch.full((1, 1, 10, 14), 0.5), torch.tensor([3])], name="wide")
+from vqc.errors import ArtifactError, TargetError
 
 
 def test_text_of_a_small_model():
     body = generate_model(tiny(), "native").sources["tiny.c"]
-    assert_expected_inline(body[body.index("#include") : body.index("static const unsigned char")], """\
-#include "tiny.h"
+    tables = body[body.index("static const vqc_conv_params") : body.index("#define PROGRAM_ID")]
+    assert_expected_inline(
+        tables,
+        """\
+static const vqc_conv_params p_conv2d_default = {.n = 1, .c = 1, .d = 1, .h = 2, .w = 3, .o = 1, .od = 1, .oh = 2,
+    .ow = 3, .groups = 1, .kd = 1, .kh = 1, .kw = 1, .sd = 1, .sh = 1, .sw = 1, .dd = 1, .dh = 1, .dw = 1, .rows = 2,
+    .scratch = 64};
+static const vqc_pw_operand p_add_tensor_operands[] = {{.dtype = VQC_F32, .stride = {1}}, {.dtype = VQC_F32,
+    .stride = {1}}, {.dtype = VQC_F32, .stride = {1}}};
+static const vqc_pw_op p_add_tensor_ops[] = {{.code = VQC_PW_LOAD}, {.code = VQC_PW_MUL, .b = 255, .i = 0.25},
+    {.code = VQC_PW_LOAD, .d = 1, .b = 1}, {.code = VQC_PW_ADD, .d = 1, .b = 1}, {.code = VQC_PW_STORE, .a = 1,
+    .b = 2}};
+static const vqc_pw_params p_add_tensor = {.dims = 1, .shape = {6}, .operands = p_add_tensor_operands, .inputs = 2,
+    .outputs = 1, .ops = p_add_tensor_ops, .count = 5};
+static const vqc_pw_operand p_relu_default_operands[] = {{.dtype = VQC_F32, .stride = {1}}, {.dtype = VQC_F32,
+    .stride = {1}}};
+static const vqc_pw_op p_relu_default_ops[] = {{.code = VQC_PW_LOAD}, {.code = VQC_PW_MAX, .b = 255},
+    {.code = VQC_PW_STORE, .b = 1}};
+static const vqc_pw_params p_relu_default = {.dims = 1, .shape = {6}, .operands = p_relu_default_operands,
+    .inputs = 1, .outputs = 1, .ops = p_relu_default_ops, .count = 3};
 
-#include <math.h>
-#include <string.h>
-
-#include "vqc_conv.h"
-#include "vqc_move.h"
-#include "vqc_pointwise.h"
-
-""")  # fmt: skip
-    assert_expected_inline(body[body.index("static const vqc_conv_params") : body.index("#define PROGRAM_ID")], """\
-static const vqc_conv_params p_conv2d_default = {.n = 1, .c = 1, .d = 1, .h = 2, .w = 3, .o = 1, .od = 1, .oh = 2, .ow = 3, .groups = 1, .kd = 1, .kh = 1, .kw = 1, .sd = 1, .sh = 1, .sw = 1, .dd = 1, .dh = 1, .dw = 1, .rows = 2, .scratch = 64};
-static const vqc_pw_operand p_add_tensor_operands[] = {{.dtype = VQC_F32, .stride = {1}}, {.dtype = VQC_F32, .stride = {1}}, {.dtype = VQC_F32, .stride = {1}}};
-static const vqc_pw_op p_add_tensor_ops[] = {{.code = VQC_PW_LOAD}, {.code = VQC_PW_MUL, .b = 255, .i = 0.25}, {.code = VQC_PW_LOAD, .d = 1, .b = 1}, {.code = VQC_PW_ADD, .d = 1, .b = 1}, {.code = VQC_PW_STORE, .a = 1, .b = 2}};
-static const vqc_pw_params p_add_tensor = {.dims = 1, .shape = {6}, .operands = p_add_tensor_operands, .inputs = 2, .outputs = 1, .ops = p_add_tensor_ops, .count = 5};
-static const vqc_pw_operand p_relu_default_operands[] = {{.dtype = VQC_F32, .stride = {1}}, {.dtype = VQC_F32, .stride = {1}}};
-static const vqc_pw_op p_relu_default_ops[] = {{.code = VQC_PW_LOAD}, {.code = VQC_PW_MAX, .b = 255}, {.code = VQC_PW_STORE, .b = 1}};
-static const vqc_pw_params p_relu_default = {.dims = 1, .shape = {6}, .operands = p_relu_default_operands, .inputs = 1, .outputs = 1, .ops = p_relu_default_ops, .count = 3};
-static const vqc_copy_params p_result = {.size = 4, .dims = 1, .shape = {6}, .src = {1}, .dst = {1}};
-
-""")  # fmt: skip
-    assert_expected_inline(body[body.index("int tiny_reset") :], """\
+""",
+    )
+    assert_expected_inline(
+        body[body.index("int tiny_reset") :],
+        """\
 int tiny_reset(const tiny_model *m, void *state) {
     const int error = check(m, state);
     if (error != VQC_OK) return error;
@@ -135,13 +74,13 @@ int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *
     /* conv2d_default: f32[1,1,2,3]  test.py: aten.conv2d.default */
     vqc_conv_f32(m, &p_conv2d_default, I(0), W(0), NULL, NULL, A(64), A(0));
     /* add_tensor: f32[1,1,2,3]  test.py: aten.add.Tensor */
-    vqc_pointwise_f32(m, &p_add_tensor, (const void *const[]){A(64), S(0)}, (void *const[]){A(64)});
+    vqc_pointwise_f32(m, &p_add_tensor, (const void *const[]){A(64), S(0)}, (void *const[]){S(0)});
     /* relu_default: f32[1,1,2,3]  test.py: aten.relu.default */
-    vqc_pointwise_f32(m, &p_relu_default, (const void *const[]){A(64)}, (void *const[]){O(0)});
-    vqc_copy(m, &p_result, A(64), S(0));
+    vqc_pointwise_f32(m, &p_relu_default, (const void *const[]){S(0)}, (void *const[]){O(0)});
     return VQC_OK;
 }
-""")  # fmt: skip
+""",
+    )
 
 
 def test_generation_is_deterministic():
@@ -171,36 +110,6 @@ def test_all_files_compile_without_a_warning(name, command, target, tmp_path):
                 [*command, *flags, "-c", file, "-o", "x.o"], cwd=tmp_path, capture_output=True, text=True
             )
             assert done.returncode == 0 and not done.stderr.strip(), f"{file}: {done.stderr}"
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_the_headers_work_in_cpp(tmp_path):
-    CBackend().export(tiny(), "native", tmp_path / "out", {})
-    (tmp_path / "a.cpp").write_text('#include "tiny.h"\nint main() { return tiny_arena_size() == 0; }\n')
-    command = ["g++", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic", "-Iout", "-fsyntax-only", "a.cpp"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc with sanitizers")
-def test_self_test_is_clean_under_sanitizers(tmp_path):
-    out = CBackend().export(wide(), "native", tmp_path / "out", {})
-    files = [f.name for f in out.glob("*.c")]
-    flags = [f for f in flags_for("x.c", "native") if f != "-O3"]
-    command = [
-        "gcc",
-        *flags,
-        "-O1",
-        "-g",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        *files,
-        "-lm",
-        "-o",
-        "t",
-    ]
-    subprocess.run(command, cwd=out, check=True)
-    done = subprocess.run(["./t"], cwd=out, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "wide: ok\n", done.stdout + done.stderr
 
 
 def test_many_families_give_the_reference_result():
@@ -285,52 +194,6 @@ def test_step_leaves_the_given_state_alone_and_stream_resets():
     stream.reset()
     assert not torch.equal(one, two) and torch.equal(stream.step(exe.program.example)[0], one)
     assert exe.report.state_bytes == 64 and exe.report.weight_bytes == 128 and exe.report.arena_bytes >= 64
-
-
-def test_export_builds_and_passes_its_self_test(tmp_path):
-    out = CBackend().export(tiny(), "native", tmp_path / "out", {})
-    assert (out / "README.txt").read_text().startswith("tiny: one step of a video network")
-    assert str(tmp_path) not in "".join(p.read_text() for p in out.iterdir() if p.suffix != ".bin")
-    command = find_compiler().command
-    files = [f.name for f in out.glob("*.c")]
-    subprocess.run([*command, *flags_for("x.c", "native"), *files, "-lm", "-o", "t"], cwd=out, check=True)
-    assert subprocess.run(["./t"], cwd=out, capture_output=True, text=True).stdout == "tiny: ok\n"
-    vectors = bytearray((out / "tiny.test.bin").read_bytes())
-    vectors[64 + 64 + 3] ^= 0x7F  # an expected output of the first step
-    (out / "tiny.test.bin").write_bytes(vectors)
-    done = subprocess.run(["./t"], cwd=out, capture_output=True, text=True)
-    assert done.returncode == 1 and "step 0, output 0" in done.stdout
-
-
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
-def test_export_builds_with_cmake(tmp_path):
-    out = CBackend().export(tiny(), "portable", tmp_path / "out", {})
-    for command in (["cmake", "-B", "build"], ["cmake", "--build", "build"], ["ctest", "--test-dir", "build"]):
-        done = subprocess.run(command, cwd=out, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_export_replaces_only_its_own_folder(tmp_path):
-    out = tmp_path / "out"
-    CBackend().export(tiny(), "native", out, {})
-    (out / "extra.txt").write_text("x")
-    CBackend().export(tiny(), "native", out, {"self_test": False})
-    assert not (out / "extra.txt").exists() and not (out / "tiny_test.c").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "precious").write_text("x")
-    with pytest.raises(ArtifactError, match="not an export"):
-        CBackend().export(tiny(), "native", tmp_path / "mine", {})
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtifactError, match="failed"):
-        CBackend().export(tiny(), "native", tmp_path / "file" / "below", {})
-
-
-def test_export_of_an_unsupported_operator_writes_nothing(tmp_path):
-    p = chain(lambda b, x: b.call(aten.cumsum.default, x, 0), torch.randn(3))
-    with pytest.raises(UnsupportedOp, match="cannot fall back"):
-        CBackend().export(p, "native", tmp_path / "out", {})
-    assert not list(tmp_path.iterdir())
 
 
 def test_options_and_compilers_are_checked(monkeypatch, tmp_path):

@@ -119,15 +119,47 @@ def test_one_and_three_axes():
     )
     check(single(aten.conv3d.default, In(torch.randn(1, 4, 5, 7, 9)), torch.randn(6, 2, 3, 3, 2), torch.randn(6),
                  [2, 1, 2], [1, 1, 0], [1, 2, 1], 2), atol=1e-5)  # fmt: skip
-    check(single(aten.conv_transpose1d.default, In(torch.randn(2, 4, 11)), torch.randn(4, 3, 4), torch.randn(6), [2], [1],
-                 [1], 2))  # fmt: skip
+    check(
+        single(
+            aten.conv_transpose1d.default,
+            In(torch.randn(2, 4, 11)),
+            torch.randn(4, 3, 4),
+            torch.randn(6),
+            [2],
+            [1],
+            [1],
+            2,
+        )
+    )
 
 
 def test_picture_sized_convolution_goes_over_several_bands():
-    check(single(aten.conv2d.default, In(torch.randn(1, 24, 70, 130)), torch.randn(20, 24, 3, 3), torch.randn(20), [1, 1],
-                 [1, 1], [1, 1], 1), atol=1e-4)  # fmt: skip
-    check(single(aten.conv2d.default, In(torch.randn(1, 32, 90, 160)), torch.randn(20, 32, 1, 1), torch.randn(20), [1, 1],
-                 [0, 0], [1, 1], 1), atol=1e-4)  # fmt: skip
+    check(
+        single(
+            aten.conv2d.default,
+            In(torch.randn(1, 24, 70, 130)),
+            torch.randn(20, 24, 3, 3),
+            torch.randn(20),
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            1,
+        ),
+        atol=1e-4,
+    )
+    check(
+        single(
+            aten.conv2d.default,
+            In(torch.randn(1, 32, 90, 160)),
+            torch.randn(20, 32, 1, 1),
+            torch.randn(20),
+            [1, 1],
+            [0, 0],
+            [1, 1],
+            1,
+        ),
+        atol=1e-4,
+    )
     check(single(aten.conv2d.default, In(torch.randn(1, 20, 70, 131)), torch.randn(20, 1, 5, 5), None, [2, 2], [2, 2],
                  [1, 1], 20), atol=1e-4)  # fmt: skip
 

@@ -87,8 +87,21 @@ def test_integer_layers_in_a_row():
 
     def conv(b, x, c, o, act):
         w = torch.randint(-128, 128, (o, c, 3, 3), generator=g).to(torch.int8)
-        return b.call(vops.qconv2d_requantize.default, x, w, torch.rand(o, generator=g) * 1e-3, torch.randn(o, generator=g),
-                      torch.tensor([12], dtype=torch.int32), [1, 1], [1, 1], [1, 1], 1, act, 9.0, 12)  # fmt: skip
+        return b.call(
+            vops.qconv2d_requantize.default,
+            x,
+            w,
+            torch.rand(o, generator=g) * 1e-3,
+            torch.randn(o, generator=g),
+            torch.tensor([12], dtype=torch.int32),
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            1,
+            act,
+            9.0,
+            12,
+        )
 
     def build(b, x):
         q = b.call(qd.quantize_per_tensor.default, x, 1 / 255, 12, 0, 255, torch.uint8)

@@ -35,12 +35,25 @@ MOVES = {
     "nearest": ((2, 3, 5, 7), lambda b, x: b.call(aten.upsample_nearest2d.default, x, [10, 21], None, None)),
     "nearest_scale": ((1, 3, 5, 7), lambda b, x: b.call(aten.upsample_nearest2d.default, x, [7, 10], 1.5, 1.5)),
     "index_select": ((3, 4, 5), lambda b, x: b.call(aten.index_select.default, x, 1, torch.tensor([3, 0, 0, 2]))),
-    "scatter": ((3, 6, 5), lambda b, x: b.call(aten.slice_scatter.default, x, b.call(aten.slice.Tensor, x, 1, 0, 3), 1, 1, 6, 2)),
-    "select_scatter": ((3, 6, 5), lambda b, x: b.call(aten.select_scatter.default, x, b.call(aten.select.int, x, 1, 0), 1, -1)),
-    "transpose_view": ((3, 6, 5), lambda b, x: b.call(aten.reshape.default, b.call(aten.transpose.int, x, 0, 2), [-1, 9])),
-}  # fmt: skip
-FLOAT_ONLY = {"reflect": (torch.float32,), "replicate": (torch.float32,), "nearest": (torch.float32, torch.uint8),
-              "nearest_scale": (torch.float32, torch.uint8)}  # fmt: skip
+    "scatter": (
+        (3, 6, 5),
+        lambda b, x: b.call(aten.slice_scatter.default, x, b.call(aten.slice.Tensor, x, 1, 0, 3), 1, 1, 6, 2),
+    ),
+    "select_scatter": (
+        (3, 6, 5),
+        lambda b, x: b.call(aten.select_scatter.default, x, b.call(aten.select.int, x, 1, 0), 1, -1),
+    ),
+    "transpose_view": (
+        (3, 6, 5),
+        lambda b, x: b.call(aten.reshape.default, b.call(aten.transpose.int, x, 0, 2), [-1, 9]),
+    ),
+}
+FLOAT_ONLY = {
+    "reflect": (torch.float32,),
+    "replicate": (torch.float32,),
+    "nearest": (torch.float32, torch.uint8),
+    "nearest_scale": (torch.float32, torch.uint8),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -51,8 +51,16 @@ def test_exact_twins_bit_for_bit(target):
 def test_nan_goes_through_minimum_and_maximum():
     x = torch.tensor([1.0, float("nan"), 3.0, float("inf"), -float("inf")])
     y = torch.tensor([float("nan"), 2.0, 1.0, 5.0, 5.0])
-    p = chain(lambda b, x, y: (b.call(aten.maximum.default, x, y), b.call(aten.minimum.default, x, y),
-                               b.call(aten.relu.default, x), b.call(aten.clamp.default, x, -1.0, 2.0)), x, y)  # fmt: skip
+    p = chain(
+        lambda b, x, y: (
+            b.call(aten.maximum.default, x, y),
+            b.call(aten.minimum.default, x, y),
+            b.call(aten.relu.default, x),
+            b.call(aten.clamp.default, x, -1.0, 2.0),
+        ),
+        x,
+        y,
+    )
     check(p, rtol=0, atol=0)
 
 
@@ -90,11 +98,18 @@ def test_binary_operators_broadcast(shapes, seed):
 def test_scalars_and_alpha():
     def build(b, x):
         return (
-            b.call(aten.add.Tensor, x, 2.5), b.call(aten.sub.Tensor, x, x, alpha=2), b.call(aten.mul.Scalar, x, 3.0),
-            b.call(aten.div.Tensor, x, 7.0), b.call(aten.rsub.Scalar, x, 1.0), b.call(aten.add.Tensor, x, x, alpha=0.5),
-            b.call(aten.pow.Tensor_Scalar, x, 2.0), b.call(aten.gt.Scalar, x, 0.1), b.call(aten.remainder.Scalar, x, 2.0),
-            b.call(aten.div.Tensor_mode, x, 0.7, rounding_mode="floor"), b.call(aten.clamp_min.default, x, 0.2),
-        )  # fmt: skip
+            b.call(aten.add.Tensor, x, 2.5),
+            b.call(aten.sub.Tensor, x, x, alpha=2),
+            b.call(aten.mul.Scalar, x, 3.0),
+            b.call(aten.div.Tensor, x, 7.0),
+            b.call(aten.rsub.Scalar, x, 1.0),
+            b.call(aten.add.Tensor, x, x, alpha=0.5),
+            b.call(aten.pow.Tensor_Scalar, x, 2.0),
+            b.call(aten.gt.Scalar, x, 0.1),
+            b.call(aten.remainder.Scalar, x, 2.0),
+            b.call(aten.div.Tensor_mode, x, 0.7, rounding_mode="floor"),
+            b.call(aten.clamp_min.default, x, 0.2),
+        )
 
     check(chain(build, X))
 

@@ -29,8 +29,14 @@ def test_long_sums_and_whole_tensors():
     x = torch.rand(2, 3, 200, 211)
 
     def build(b, x):
-        return (b.call(aten.mean.dim, x, [2, 3]), b.call(aten.mean.default, x), b.call(aten.sum.default, x),
-                b.call(aten.max.default, x), b.call(aten.softmax.int, x, 1), b.call(aten.softmax.int, x, -1))  # fmt: skip
+        return (
+            b.call(aten.mean.dim, x, [2, 3]),
+            b.call(aten.mean.default, x),
+            b.call(aten.sum.default, x),
+            b.call(aten.max.default, x),
+            b.call(aten.softmax.int, x, 1),
+            b.call(aten.softmax.int, x, -1),
+        )
 
     check(chain(build, x))
 
@@ -55,8 +61,18 @@ def test_normalisations():
 
 def test_batch_norm_joins_the_chain_around_it():
     def build(b, x):
-        y = b.call(aten.batch_norm.default, b.call(aten.mul.Tensor, x, 2.0), None, None, torch.randn(4), torch.ones(4), False,
-                   0.1, 1e-5, True)  # fmt: skip
+        y = b.call(
+            aten.batch_norm.default,
+            b.call(aten.mul.Tensor, x, 2.0),
+            None,
+            None,
+            torch.randn(4),
+            torch.ones(4),
+            False,
+            0.1,
+            1e-5,
+            True,
+        )
         return b.call(aten.relu.default, y)
 
     exe = check(chain(build, torch.randn(2, 4, 6, 6)))

@@ -82,9 +82,12 @@ def test_pooling(case):
 
 def test_adaptive_and_global_means():
     def build(b, x):
-        return (b.call(aten.adaptive_avg_pool2d.default, x, [1, 1]), b.call(aten.adaptive_avg_pool2d.default, x, [3, 4]),
-                b.call(aten.avg_pool2d.default, x, [3, 3], [2, 2], [1, 1], False, True, 5),
-                b.call(vops.mean_hw.default, x))  # fmt: skip
+        return (
+            b.call(aten.adaptive_avg_pool2d.default, x, [1, 1]),
+            b.call(aten.adaptive_avg_pool2d.default, x, [3, 4]),
+            b.call(aten.avg_pool2d.default, x, [3, 3], [2, 2], [1, 1], False, True, 5),
+            b.call(vops.mean_hw.default, x),
+        )
 
     x = torch.randn(2, 5, 11, 13)
     exe = check(chain(build, x))
