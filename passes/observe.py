@@ -70,8 +70,8 @@ class Observe(Pass):
             if observed is None:
                 return
             if not math.isfinite(float(torch.add(*value.aminmax()))):
-                raise CalibrationError(f"{node} holds NaN or infinity during calibration", where=f"step {t} since reset",
-                                       why="the network itself gives it on this clip",
+                raise CalibrationError(f"{node} holds NaN or infinity during calibration",
+                                       where=f"step {t} since reset", why="the network itself gives it on this clip",
                                        way_out="look at the clip, or at the weights (vqc compare)")  # fmt: skip
             if self.policy == "frame" and node.name in layout:
                 for slot, part in split_by_frame(value, layout[node.name]):

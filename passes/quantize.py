@@ -11,8 +11,8 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import fx
 
 from vqc.calibration import Observed, find_range
-from vqc.passes.channel_balance import ActivationQuant, balance, channel_view
 from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
+from vqc.passes.channel_balance import ActivationQuant, balance, channel_view
 from vqc.passes.observe import quantizable
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
 from vqc.program import Program, op_text
@@ -41,8 +41,9 @@ class Quantize(Pass):
     Valid before: a float program with observers (`observe`). Valid after: quantized_decomposed operators in the graph.
 
     Options: `weight_bits`, `activation_bits` 2..8; `method` of `vqc.calibration.ranges`; `granularity` "tensor",
-    "channel", or "auto": per channel where the noise expected in the layer's result falls to less than half; `tail` "float" keeps the layers that make the results directly; `keep`: names of nodes or modules
-    (shell patterns) kept float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other.
+    "channel", or "auto": per channel where the noise expected in the layer's result falls to less than half; `tail`
+    "float" keeps the layers that make the results directly; `keep`: names of nodes or modules (shell patterns) kept
+    float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other.
     """
 
     name: ClassVar[str] = "quantize"

@@ -34,13 +34,13 @@ def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, 
     pipeline = pipeline_of(recipe)
     if calibration is None and any(p.name == "observe" for p in pipeline.passes):
         raise CalibrationError(f"recipe {recipe!s:.60} needs calibration clips and none were given",
-                               way_out="pass calibration=vqc.video.read_clip(...), 32 to 256 typical frames")  # fmt: skip
+                               way_out="pass calibration=vqc.video.read_clip(...), 32 to 256 frames")  # fmt: skip
     if callback is not None:
         pipeline = Pipeline(pipeline.passes, callback)
     return pipeline.run(program, PassContext(calibration, seed, debug, progress=progress))
 
 
-def compile(program: Program, target: str = "native", **options: Any) -> Executable:  # noqa: A001 - the field's verb
+def compile(program: Program, target: str = "native", **options: Any) -> Executable:
     """Make a Program ready to run here.
 
     `target`: "native" (C for this machine's CPU), "portable" (plain C99), "inductor", "reference". What a backend

@@ -15,7 +15,15 @@ from vqc.program import Program, evaluate, op_text
 
 class ReferenceExecutable(Executable):
     def _run(self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        return evaluate(self.program, inputs, state)
+        held = [*inputs, *state, *(c for c in self.program.constants.values() if isinstance(c, torch.Tensor))]
+        taken = {x.untyped_storage().data_ptr() for x in held}
+        out = []
+        for x in evaluate(self.program, inputs, state):  # a result may be an input or a constant: callers write to it
+            if isinstance(x, torch.Tensor):
+                x = x.clone() if x.untyped_storage().data_ptr() in taken else x
+                taken.add(x.untyped_storage().data_ptr())
+            out.append(x)
+        return out
 
 
 class ReferenceBackend(Backend):

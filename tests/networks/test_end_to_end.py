@@ -1,4 +1,4 @@
-"""The three networks with their real weights on real clips: capture, int8, C, against eager PyTorch and the reference."""
+"""The three networks with their real weights on real clips: capture, int8, C, against eager and the reference."""
 
 from dataclasses import dataclass
 from functools import cache

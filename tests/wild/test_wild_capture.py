@@ -16,7 +16,7 @@ from vqc.program import evaluate
 from wild_kit import Registry
 
 CASES: Registry = {}
-for _room in ("restore", "align", "flow", "matting", "tokens", "memory"):
+for _room in ("restore", "align", "flow", "matting", "tokens", "memory", "recurrent"):
     CASES |= importlib.import_module(f"networks_{_room}").CASES
 
 # Compiled to C where the operators are within its reach; what is not runs in PyTorch, so parity must hold for all.

@@ -55,7 +55,7 @@ def as_clips(source: Any, program: Program) -> Clips:
                 flat = program.flatten_inputs(tuple(step))
             except InputError as e:
                 raise CalibrationError(f"a calibration step does not fit program {program.name}", where=where,
-                                       why=e.what + ("; " + e.why if e.why else ""), way_out=e.way_out) from e  # fmt: skip
+                                       why="; ".join(filter(None, (e.what, e.why))), way_out=e.way_out) from e  # fmt: skip
             for spec, x in zip(program.inputs, flat, strict=True):
                 if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                     raise CalibrationError(f"input {spec.name} holds NaN or infinity", where=where,

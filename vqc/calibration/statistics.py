@@ -26,7 +26,7 @@ class Statistics:
     `low`, `high`: float64 [C], smallest and largest value of each channel (axis 1; C = 1 for tensors of rank < 2).
     `sum_low`, `sum_high`: exact sums over frames of the frame's extremes (exact, so that no order of merges matters).
     `power`: Python integers [C], the sum over frames of a channel's mean square in units of 2**-40 (exact as well).
-    `counts`: int64, how many values fell in bin i, which covers [(first + i) * 2**exponent, (first + i + 1) * 2**exponent).
+    `counts`: int64, how many values fell in bin i: [(first + i) * 2**exponent, (first + i + 1) * 2**exponent).
     """
 
     low: np.ndarray | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch._C import DispatchKey
 from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Handler = Callable[[Any, tuple, dict], Any]
@@ -125,3 +126,12 @@ def without_mkldnn() -> Iterator[None]:
     """nn.LSTM opens into plain operators instead of one opaque kernel."""
     with torch.backends.mkldnn.flags(enabled=False):
         yield
+
+
+def flatten_with_path(tree: Any) -> tuple[list[tuple[Any, Any]], pytree.TreeSpec]:
+    """pytree's flatten with key paths; plain numbers where a class was registered without names for its parts."""
+    try:
+        return pytree.tree_flatten_with_path(tree)
+    except ValueError:
+        leaves, spec = pytree.tree_flatten(tree)
+        return [((pytree.SequenceKey(i),), x) for i, x in enumerate(leaves)], spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +38,16 @@ class Decision:
         return isinstance(self.value, bool)
 
 
+# A number that is read may be compared with anything: more, nothing, and far on the other side are tried.
+OTHER_NUMBERS: tuple[Callable[[Any], Any], ...] = (lambda v: v * 1.5 + 1, lambda v: v * 0, lambda v: -v - 1)
+
+
 @dataclass
 class Plan:
     """How one recording answers: reads at the sites in `flipped` get another value than the real one."""
 
     flipped: frozenset[Site] = frozenset()
+    variant: int = 0  # which other number to give (see `OTHER_NUMBERS`)
     limit: int = 0  # operators after which an exploring run gives up; 0: none
     made: list[Decision] = field(default_factory=list)
 
@@ -51,7 +57,8 @@ class Plan:
             return decision.value
         if decision.is_bool:
             return not decision.value
-        return decision.value + 1 if isinstance(decision.value, int) else decision.value * 1.5 + 1.0
+        value = OTHER_NUMBERS[self.variant](decision.value)
+        return int(value) if isinstance(decision.value, int) else value
 
 
 class TooLong(Exception):

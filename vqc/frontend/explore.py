@@ -15,7 +15,7 @@ from torch import fx
 
 from vqc.errors import CaptureError, VqcError
 from vqc.frontend.canonical import Constants, content_key
-from vqc.frontend.decisions import WAYS_OUT, Decision, Plan, Site, TooLong, tests_exact_equality
+from vqc.frontend.decisions import OTHER_NUMBERS, WAYS_OUT, Decision, Plan, Site, TooLong, tests_exact_equality
 from vqc.frontend.session import Recording, Session
 
 
@@ -39,7 +39,8 @@ class Settled:
 def settle(session: Session, recording: Recording, plan: Plan) -> Settled:
     """Settle every place where Python read a value of the data in a recording.
 
-    Reads at one line of code are flipped together, so there is one more run for each such line. A read that changes
+    Reads at one line of code are flipped together, so there is one more run for each such line (three when it reads a
+    number). A read that changes
     nothing (a logger) is dropped. One that tests floats for exact equality, and one whose other branch only raises,
     become assumptions. Raises CaptureError for all others.
     """
@@ -54,12 +55,14 @@ def settle(session: Session, recording: Recording, plan: Plan) -> Settled:
         sites.setdefault(d.site, []).append(d)
     free: list[Site] = []
     for site, decisions in sites.items():
-        outcome = _other(session, frozenset([site]), limit, keys, mine)
+        variants = range(1 if all(d.is_bool for d in decisions) else len(OTHER_NUMBERS))
+        plans = (Plan(frozenset([site]), v, limit) for v in variants)
+        outcome = next((o for p in plans if (o := _other(session, p, keys, mine))), "")
         if outcome == "":
             free.append(site)
         else:
             _judge(settled, decisions, outcome)
-    if len(free) > 1 and _other(session, frozenset(free), limit, keys, mine) != "":
+    if len(free) > 1 and _other(session, Plan(frozenset(free), 0, limit), keys, mine) != "":
         for site in free:
             _judge_joint(settled, sites[site])
     else:
@@ -67,11 +70,11 @@ def settle(session: Session, recording: Recording, plan: Plan) -> Settled:
     return settled
 
 
-def _other(session: Session, flipped: frozenset[Site], limit: int, keys: dict[Any, int], mine: Any) -> str:
+def _other(session: Session, plan: Plan, keys: dict[Any, int], mine: Any) -> str:
     """ "" when the other branch computes the same, "raises NAME: text", or "differs"."""
     try:
         with _silent():
-            other = session.record(Plan(flipped, limit))
+            other = session.record(plan)
     except (TooLong, VqcError):
         return "differs"
     except Exception as e:  # whatever the user's code raises in a branch that was forced is an answer, not a failure

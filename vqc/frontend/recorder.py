@@ -216,6 +216,9 @@ class Recorder:
         name = func._schema.name
         if name == "aten::repeat_interleave" and any(self.is_data(t) for t in _tensors((args, kwargs))[1:]):
             raise self._refuse("repeat_interleave with counts from the data")
+        if name == "aten::one_hot" and ops.bind(func, args, kwargs)["num_classes"] > 0:
+            with self.mode:  # without its look at the largest index
+                return (args[0].unsqueeze(-1) == torch.arange(ops.bind(func, args, kwargs)["num_classes"])).long()
         if name in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"):
             with compat.without_mkldnn(), self.mode:
                 return compat.open_composite(func, args, kwargs)
@@ -287,9 +290,10 @@ class Recorder:
         parent = self._value(tensor)
         before = tensor.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         func(*args, **kwargs)
-        form = getattr(aten, func._schema.name.removeprefix("aten::")[:-1])
+        packet = getattr(aten, func._schema.name.removeprefix("aten::")[:-1])
+        form = getattr(packet, func._overloadname if func._overloadname in packet.overloads() else "int")
         if parent.storage.known.get(geometry(tensor)) is None:
-            view = view_of(getattr(form, func._overloadname), (before, *args[1:]), kwargs, before, tensor)
+            view = view_of(form, (before, *args[1:]), kwargs, before, tensor)
             self._new_view(tensor, parent, view)
         return tensor
 

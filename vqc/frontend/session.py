@@ -88,11 +88,13 @@ class Session:
         self.names = target.leaf_names(args, kwargs)
         self.snapshot = Snapshot(target.roots)
         self.start = slots(target.roots)
+        self.before = {path: pytree.tree_leaves(slot.get()) for path, slot in self.start.items()}  # a slot reads live
         self.homes = set(attribute_homes(target.roots))
         self.weights = self._weight_names()
         self.slot_states: list[SlotState] = []
         self.keep_scan = False
         self.state_leaves: list[int] = []  # leaves that are states, in the order of the states
+        self.python_changes = False  # a run left other Python values behind than it found
         self._bytes: dict[int, tuple[torch.Tensor, torch.UntypedStorage]] = {}
 
     def _weight_names(self) -> Names:
@@ -102,7 +104,7 @@ class Session:
                 for key, tensor in [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]:
                     names[compat.storage_key(tensor), geometry(tensor)] = f"{prefix}.{key}".strip(".")
         for path, slot in self.start.items():
-            for where, tensor in pytree.tree_flatten_with_path(slot.get())[0]:
+            for where, tensor in compat.flatten_with_path(slot.get())[0]:
                 if isinstance(tensor, torch.Tensor) and compat.storage_key(tensor) != -1:
                     name = ".".join([path, *(str(getattr(k, "idx", getattr(k, "key", k))) for k in where)])
                     names.setdefault((compat.storage_key(tensor), geometry(tensor)), name)
@@ -144,7 +146,9 @@ class Session:
         recorder.keep_scan = self.keep_scan
         try:
             self._restore()
-            return self._record(recorder)
+            recording = self._record(recorder)
+            self.python_changes = self.python_changes or self.snapshot.changed()
+            return recording
         finally:
             for storage in recorder.written:
                 if storage.saved is not None and storage.external is not None:
@@ -159,7 +163,7 @@ class Session:
             self._install(recorder, s)
         with recorder.recording():
             out = self.target.run(recorder, args, kwargs)
-            pairs, spec = pytree.tree_flatten_with_path(out)
+            pairs, spec = compat.flatten_with_path(out)
             results = [recorder.node_of(x) if isinstance(x, torch.Tensor) else _plain(x) for _, x in pairs]
             nexts = [recorder.node_of(t) for s in self.slot_states for t in self._now(s)]
             with recorder.paused():
@@ -192,22 +196,27 @@ class Session:
         return tensors
 
     def _changes(self, recorder: Recorder) -> dict[str, Change]:
-        """Attributes that hold data after the run, whose homes were there at the start, and that are no states yet."""
-        known = {s.slot.path for s in self.slot_states}
-        live = [t for s in self.slot_states for t in s.live if t is not None]  # one tensor in two places is one state
+        """Attributes that hold data after the run in more places than are known as states.
+
+        Only those whose homes (module or object) were there at the start.
+        """
+        known = {s.slot.path: set(s.which) for s in self.slot_states}
+        live = {id(t) for s in self.slot_states for t in s.live if t is not None}
         found = {}
         for path, slot in slots(self.target.roots).items():
-            if path in known or id(slot.container) not in self.homes:
+            if id(slot.container) not in self.homes:
                 continue
             leaves, spec = pytree.tree_flatten(slot.get())
-            before = pytree.tree_leaves(self.start[path].get()) if path in self.start else []
-            which = [
-                i for i, t in enumerate(leaves)
-                if isinstance(t, torch.Tensor) and not any(t is x for x in live)
-                and (recorder.is_data(t) or _counts(recorder, t, before[i] if len(before) == len(leaves) else None))
-            ]  # fmt: skip
-            if which:
-                found[path] = Change(slot, leaves, spec, which)
+            before = self.before.get(path, [])
+            old = before if len(before) == len(leaves) else [None] * len(leaves)
+            which = set()
+            for i, (t, was) in enumerate(zip(leaves, old, strict=True)):
+                if not isinstance(t, torch.Tensor) or (t is was and id(t) in live):  # in a second attribute, as before
+                    continue
+                if recorder.is_data(t) or _counts(recorder, t, was):
+                    which.add(i)
+            if which - known.get(path, set()):
+                found[path] = Change(slot, leaves, spec, sorted(which | known.get(path, set())))
         return found
 
     def eager(self, leaves: Sequence[Any]) -> Any:

@@ -156,15 +156,17 @@ class Snapshot:
                     self.tensors.append((v, v.detach(), compat.storage_key(v), v.requires_grad))
         self.random = _random_state()
 
+    def changed(self) -> bool:
+        """Whether any container holds something else now."""
+        return any(not _same(container, saved) for container, saved in self.containers)
+
     def restore(self) -> None:
         for container, saved in self.containers:
+            if _same(container, saved):
+                continue
             if isinstance(container, dict):
-                same = len(container) == len(saved) and all(
-                    a is b and container[a] is saved[b] for a, b in zip(container, saved, strict=True)
-                )
-                if not same:
-                    container.clear()
-                    container.update(saved)
+                container.clear()
+                container.update(saved)
             elif isinstance(container, list):
                 container[:] = saved
             else:
@@ -176,6 +178,17 @@ class Snapshot:
             if tensor.requires_grad != grad and tensor.is_leaf:
                 tensor.requires_grad_(grad)
         _set_random_state(self.random)
+
+
+def _same(container: Any, saved: Any) -> bool:
+    """Whether two containers hold the very same objects in the same order."""
+    if len(container) != len(saved):
+        return False
+    if isinstance(container, dict):
+        return all(a is b and container[a] is saved[b] for a, b in zip(container, saved, strict=True))
+    if isinstance(container, set):
+        return bool(container == saved)
+    return all(a is b for a, b in zip(container, saved, strict=True))
 
 
 def _random_state() -> tuple[Any, ...]:

@@ -117,6 +117,7 @@ def discover(session: Session) -> tuple[Recording, Plan]:
         recording = session.record(reads)
         fresh = False
         for change in recording.changes.values():
+            session.slot_states = [s for s in session.slot_states if s.slot.path != change.slot.path]
             found = _slot_state(session, change)
             known = [t for s in session.slot_states for t in s.live if t is not None]
             if not any(t is o for t in found.live for o in known):  # not the same tensor in two attributes

@@ -28,10 +28,10 @@ def other_data(x: Any, step: int) -> Any:
 def verify(session: Session, program: Program, plan: StatePlan) -> list[str]:
     """Compare the Program with the network. Returns notes; raises CaptureError on a difference.
 
-    With states: both are started afresh and run three steps, on the example and then on other data. Without: on other
-    data, and on the example when that says nothing.
+    With states, or when a call leaves other Python values in the model: both are started afresh and run three steps, on
+    the example and then on other data. Otherwise: on other data, and on the example when that says nothing.
     """
-    if program.states:
+    if program.states or session.python_changes:
         return _run(session, program, plan, [0, 1, 2])
     try:
         notes = _run(session, program, plan, [1], _RTOL)
