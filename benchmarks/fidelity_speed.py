@@ -33,23 +33,23 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Case:
-    """A network on a clip, calibrated on another clip. `most`: no more frames than this."""
+    """A network on a clip, calibrated on other clips. `most`: no more frames than this, of each."""
 
     model: str
     clip: str
-    calibration: str
+    calibration: tuple[str, ...]
     size: tuple[int, int]
     most: int
 
 
 CASES = (
-    Case("rvm", "single_face", "pexels", (288, 512), 48),
-    Case("rife", "bikes", "pexels", (288, 640), 18),
-    Case("srvgg", "bikes", "pexels", (180, 320), 12),
+    Case("rvm", "single_face", ("pexels",), (288, 512), 48),
+    Case("rife", "bikes", ("bigbuckbunny", "pexels"), (288, 640), 40),
+    Case("srvgg", "bikes", ("bigbuckbunny", "pexels"), (180, 320), 12),
 )
 
 
-def engines(net: Network, calibration: Tensor, threads: int) -> Iterator[Engine]:
+def engines(net: Network, calibration: list[Tensor], threads: int) -> Iterator[Engine]:
     """Every engine, made when it is its turn; the first is the reference."""
     options = use_threads(threads, "native")
     yield eager_engine(net)
@@ -71,7 +71,7 @@ def measure(case: Case, threads: int, frames: int) -> list[dict[str, Any]]:
     net = network(case.model, case.size)
     count = min(frames, case.most)
     clip = video.read_clip(video.clip(case.clip), count, case.size)
-    calibration = video.read_clip(video.clip(case.calibration), count, case.size)
+    calibration = [video.read_clip(video.clip(name), count, case.size) for name in case.calibration]
     records: list[dict[str, Any]] = []
     reference: Playback | None = None
     for engine in engines(net, calibration, threads):
@@ -82,7 +82,7 @@ def measure(case: Case, threads: int, frames: int) -> list[dict[str, Any]]:
         reference = reference or played
         fallbacks = len(engine.report.fallbacks) if engine.report else 0
         record = {"model": case.model, "size": f"{case.size[0]}x{case.size[1]}", "clip": case.clip, "threads": threads,
-                  "calibration": case.calibration, "steps": len(played.times), "engine": played.engine,
+                  "calibration": ", ".join(case.calibration), "steps": len(played.times), "engine": played.engine,
                   "ms": round(played.ms, 2), "weight_bytes": played.weight_bytes, "fallbacks": fallbacks,
                   "metrics": {k: round(v, 6) if math.isfinite(v) else None for k, v in found.items()}}  # fmt: skip
         records.append(record)

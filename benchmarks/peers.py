@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vqc.report.network import Network
-from vqc.report.session import Engine, Step
+from vqc.report.session import Clips, Engine, Step, as_list
 
 
 class _Flat(nn.Module):
@@ -38,15 +38,17 @@ def _zero_states(net: Network) -> list[Tensor]:
     return [torch.zeros_like(leaves[index]) for index in net.states.values()]
 
 
-def _feeds(net: Network, calibration: Tensor) -> list[dict[str, np.ndarray]]:
-    """What flows into the network at every calibration step, the float states carried."""
-    flat, state, feeds = _Flat(net), _zero_states(net), []
-    for inputs in net.steps(calibration):
-        args = [*inputs, *state]
-        feeds.append({f"i{k}": x.contiguous().numpy() for k, x in enumerate(args)})
-        with torch.no_grad():
-            leaves = flat(*args)
-        state = [leaves[index] for index in net.states.values()]
+def _feeds(net: Network, calibration: Clips) -> list[dict[str, np.ndarray]]:
+    """What flows into the network at every calibration step, the float states carried within a clip."""
+    flat, feeds = _Flat(net), []
+    for clip in as_list(calibration):
+        state = _zero_states(net)
+        for inputs in net.steps(clip):
+            args = [*inputs, *state]
+            feeds.append({f"i{k}": x.contiguous().numpy() for k, x in enumerate(args)})
+            with torch.no_grad():
+                leaves = flat(*args)
+            state = [leaves[index] for index in net.states.values()]
     return feeds
 
 
@@ -71,7 +73,7 @@ def _exported(net: Network, path: Path) -> None:
                       input_names=[f"i{k}" for k in range(len(args))])  # fmt: skip
 
 
-def peer_engines(net: Network, calibration: Tensor, threads: int) -> Iterator[Engine]:
+def peer_engines(net: Network, calibration: Clips, threads: int) -> Iterator[Engine]:
     """The engines of every installed peer, float and INT8. Says which peers are missing."""
     if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
         print("onnxruntime, onnx or onnxscript is not installed: no peers")

@@ -69,18 +69,17 @@ def outside_tracing() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def outside_tracing_with_scan() -> Iterator[None]:
-    """As `outside_tracing`, for graphs with a scan at fixed sizes.
+def fake_with_scan(inputs: Sequence[Any]) -> list[Any]:
+    """Fake copies of a graph's inputs, of fixed sizes, under which Inductor can compile a scan.
 
     Inductor turns a scan into a loop whose counter it reads as a number; without a shape environment it may not.
     """
-    from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))):
-        yield
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    mode.allow_scalar_outputs = True
+    return [mode.from_tensor(x, static_shapes=True) if isinstance(x, torch.Tensor) else x for x in inputs]
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def states_survive(p: Program) -> Iterator[str]:
         if not isinstance(node, fx.Node):
             yield f"the next value of state {s.name} is {node!r}"
         elif (shape_of(node), dtype_of(node)) != (s.shape, s.dtype):
-            yield f"state {s.name} is {s.dtype} {s.shape}, {node.name} is {dtype_of(node)} {shape_of(node)}"
+            became = f"{node.name} is {dtype_of(node)} {shape_of(node)}"
+            yield f"state {s.name} is {s.dtype} {s.shape}, its next value {became}"
 
 
 @rule

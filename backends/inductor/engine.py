@@ -46,8 +46,9 @@ def compile_plain(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[s
 def _compile(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Compiled:
     from torch._inductor.compile_fx import compile_fx
 
-    context = compat.outside_tracing_with_scan() if has_subgraphs(gm) else compat.outside_tracing()
-    with context, compat.own_random_state(), torch.no_grad():
+    with compat.outside_tracing(), compat.own_random_state(), torch.no_grad():
+        if has_subgraphs(gm):
+            inputs = compat.fake_with_scan(inputs)
         return compile_fx(gm, list(inputs), config_patches=settings)  # type: ignore[return-value]
 
 

@@ -29,7 +29,9 @@ def deform_conv2d(x: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor, m
         gy, gx = ys + k // kw + off[:, :, k, 0], xs + k % kw + off[:, :, k, 1]
         grid = torch.stack((gx * 2 / (w - 1) - 1, gy * 2 / (h - 1) - 1), -1).flatten(0, 1)
         tap = F.grid_sample(x.reshape(n * groups, c // groups, h, w), grid, align_corners=True)
-        cols.append(tap.view(n, c, oh, ow) * mask.view(n, groups, -1, oh, ow)[:, :, k].repeat_interleave(c // groups, 1))
+        cols.append(
+            tap.view(n, c, oh, ow) * mask.view(n, groups, -1, oh, ow)[:, :, k].repeat_interleave(c // groups, 1)
+        )
     return torch.einsum("nckhw,ock->nohw", torch.stack(cols, 2), weight.flatten(2)) + bias.view(1, o, 1, 1)
 
 
@@ -199,8 +201,8 @@ class SecondOrder(nn.Module):
 
     def propagate(self, feats, flows, module_name):
         n, t, _, h, w = flows.size()
-        frame_idx, flow_idx = range(0, t + 1), range(-1, t)
-        mapping = list(range(0, len(feats["spatial"])))
+        frame_idx, flow_idx = range(t + 1), range(-1, t)
+        mapping = list(range(len(feats["spatial"])))
         mapping += mapping[::-1]
         if "backward" in module_name:
             frame_idx = frame_idx[::-1]
@@ -232,7 +234,7 @@ class SecondOrder(nn.Module):
         self.check_if_mirror_extended(lqs)
         feats = {}
         feats_ = self.feat_extract(lqs.view(-1, c, h, w)).view(n, t, -1, h, w)
-        feats["spatial"] = [feats_[:, i, :, :, :] for i in range(0, t)]
+        feats["spatial"] = [feats_[:, i, :, :, :] for i in range(t)]
         assert lqs.size(3) >= 8 and lqs.size(4) >= 8, "too small"
         a, b = lqs[:, :-1].reshape(-1, c, h, w), lqs[:, 1:].reshape(-1, c, h, w)
         backward = self.spynet(a, b).view(n, t - 1, 2, h, w)
@@ -243,8 +245,8 @@ class SecondOrder(nn.Module):
             feats = self.propagate(feats, flows, module)
         outputs = []
         num = len(feats["spatial"])
-        mapping_idx = list(range(0, num)) + list(range(0, num))[::-1]
-        for i in range(0, t):
+        mapping_idx = list(range(num)) + list(range(num))[::-1]
+        for i in range(t):
             hr = [feats[k].pop(0) for k in feats if k != "spatial"]
             hr.insert(0, feats["spatial"][mapping_idx[i]])
             hr = F.pixel_shuffle(self.conv_last(self.reconstruction(torch.cat(hr, dim=1))), 2)
@@ -337,7 +339,10 @@ class Shifted(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(True))
         self.blocks = nn.Sequential(
-            *[nn.Sequential(TemporalShift(nn.Conv2d(8, 8, 3, 1, 1)), nn.BatchNorm2d(8), nn.ReLU(True)) for _ in range(2)]
+            *[
+                nn.Sequential(TemporalShift(nn.Conv2d(8, 8, 3, 1, 1)), nn.BatchNorm2d(8), nn.ReLU(True))
+                for _ in range(2)
+            ]
         )
         self.new_fc, self.drop = nn.Linear(8, 5), nn.Dropout(p=0.5)
 

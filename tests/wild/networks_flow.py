@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -136,8 +134,16 @@ backwarp_tenGrid: dict = {}
 def cached_warp(tenInput, tenFlow):
     k = (str(tenFlow.device), str(tenFlow.size()))
     if k not in backwarp_tenGrid:
-        hor = torch.linspace(-1.0, 1.0, tenFlow.shape[3]).view(1, 1, 1, -1).expand(tenFlow.shape[0], -1, tenFlow.shape[2], -1)
-        ver = torch.linspace(-1.0, 1.0, tenFlow.shape[2]).view(1, 1, -1, 1).expand(tenFlow.shape[0], -1, -1, tenFlow.shape[3])
+        hor = (
+            torch.linspace(-1.0, 1.0, tenFlow.shape[3])
+            .view(1, 1, 1, -1)
+            .expand(tenFlow.shape[0], -1, tenFlow.shape[2], -1)
+        )
+        ver = (
+            torch.linspace(-1.0, 1.0, tenFlow.shape[2])
+            .view(1, 1, -1, 1)
+            .expand(tenFlow.shape[0], -1, -1, tenFlow.shape[3])
+        )
         backwarp_tenGrid[k] = torch.cat([hor, ver], 1).to(tenFlow.device)
     tenFlow = torch.cat(
         [
@@ -286,7 +292,9 @@ class Pyramids(nn.Module):
         self.predict = nn.Sequential(
             nn.Conv2d(2 * c, c, 2, padding="same"), nn.LeakyReLU(0.2), nn.Conv2d(c, 2, 1, padding="same")
         )
-        self.fuse = nn.ModuleList([nn.Conv2d(2 * c + 6, 8, 2, padding="same"), nn.Conv2d(8 + 6 + 2 * c, 3, 3, padding="same")])
+        self.fuse = nn.ModuleList(
+            [nn.Conv2d(2 * c + 6, 8, 2, padding="same"), nn.Conv2d(8 + 6 + 2 * c, 3, 3, padding="same")]
+        )
 
     def image_pyramid(self, image):
         pyramid = []
@@ -301,10 +309,14 @@ class Pyramids(nn.Module):
         flow = -flow.flip(1)
         ls1 = 1 - 1 / flow.shape[3]
         ls2 = 1 - 1 / flow.shape[2]
-        normalized = flow.permute(0, 2, 3, 1) / torch.tensor([flow.shape[2] * 0.5, flow.shape[3] * 0.5])[None, None, None]
+        normalized = (
+            flow.permute(0, 2, 3, 1) / torch.tensor([flow.shape[2] * 0.5, flow.shape[3] * 0.5])[None, None, None]
+        )
         normalized = torch.flip(normalized, dims=[-1])
         grid = torch.stack(
-            torch.meshgrid(torch.linspace(-ls1, ls1, flow.shape[3]), torch.linspace(-ls2, ls2, flow.shape[2]), indexing="xy"),
+            torch.meshgrid(
+                torch.linspace(-ls1, ls1, flow.shape[3]), torch.linspace(-ls2, ls2, flow.shape[2]), indexing="xy"
+            ),
             dim=-1,
         )
         grid = grid.unsqueeze(0) - normalized
@@ -341,7 +353,12 @@ def feature_pyramids() -> Case:
 
 def window_partition(x, ws):
     B, H, W, C = x.shape
-    return x.view(B, H // ws[0], ws[0], W // ws[1], ws[1], C).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, ws[0] * ws[1], C)
+    return (
+        x.view(B, H // ws[0], ws[0], W // ws[1], ws[1], C)
+        .permute(0, 1, 3, 2, 4, 5)
+        .contiguous()
+        .view(-1, ws[0] * ws[1], C)
+    )
 
 
 class InterFrame(nn.Module):
@@ -375,7 +392,7 @@ class InterFrame(nn.Module):
                 cnt += 1
         m = window_partition(img, self.ws).squeeze(-1)
         m = m.unsqueeze(1) - m.unsqueeze(2)
-        m = m.masked_fill(m != 0, float(-100.0)).masked_fill(m == 0, float(0.0))
+        m = m.masked_fill(m != 0, (-100.0)).masked_fill(m == 0, 0.0)
         self.register_buffer("attn_mask", m)
         self.register_buffer("HW", torch.Tensor([H * W]))
         return m

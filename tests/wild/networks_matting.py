@@ -133,7 +133,9 @@ class RecurrentMatting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.f1 = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8, eps=1e-3), nn.Hardswish())
-        self.se = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.se = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Hardsigmoid()
+        )
         self.gru, self.up = GRU(4), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
         self.conv, self.project = nn.Conv2d(8 + 3, 4, 3, 1, 1, bias=False), nn.Conv2d(4, 4, 1)
 
@@ -175,7 +177,8 @@ class BackgroundMatting(nn.Module):
         self.refine_mode = refine_mode
         self.backbone = nn.ModuleList([nn.Conv2d(6, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1)])
         self.aspp = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(8, 4, 3, padding=d, dilation=d, bias=False), nn.BatchNorm2d(4), nn.ReLU()) for d in (1, 2, 3)
+            nn.Sequential(nn.Conv2d(8, 4, 3, padding=d, dilation=d, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+            for d in (1, 2, 3)
         )
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
         self.decoder, self.bn = nn.Conv2d(16 + 6, 9, 3, padding=1), nn.BatchNorm2d(9)

@@ -95,8 +95,15 @@ class TopK(nn.Module):
     def __init__(self, c: int = 4, mem_every: int = 2) -> None:
         super().__init__()
         self.hidden_dim, self.mem_every = c, mem_every
-        self.f16, self.f8 = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(True)), nn.Conv2d(3, c, 3, 2, 1)
-        self.key_proj, self.d_proj, self.e_proj = nn.Conv2d(8, c, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1), nn.Conv2d(8, c, 3, padding=1)
+        self.f16, self.f8 = (
+            nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(True)),
+            nn.Conv2d(3, c, 3, 2, 1),
+        )
+        self.key_proj, self.d_proj, self.e_proj = (
+            nn.Conv2d(8, c, 3, padding=1),
+            nn.Conv2d(8, 1, 3, padding=1),
+            nn.Conv2d(8, c, 3, padding=1),
+        )
         nn.init.orthogonal_(self.key_proj.weight.data)
         self.value = nn.Conv2d(5, c, 3, 4, 1)
         self.transform, self.pred = nn.Conv2d(2 * c, 3 * c, 3, padding=1), nn.Conv2d(c, 1, 3, padding=1)
@@ -221,7 +228,11 @@ class ChannelAttention(nn.Module):
         super().__init__()
         t = int(abs((math.log2(c) + b) / gamma))
         k = t if t % 2 else t + 1
-        self.avg_pool, self.conv, self.relu = nn.AdaptiveAvgPool2d(1), nn.Conv1d(1, 1, k, padding=int(k / 2), bias=False), nn.Sigmoid()
+        self.avg_pool, self.conv, self.relu = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv1d(1, 1, k, padding=int(k / 2), bias=False),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x):
         y = self.avg_pool(x)
@@ -260,10 +271,14 @@ class Sensory(nn.Module):
         with torch.amp.autocast(device_type="cpu", enabled=False):
             logits = self.mask_pred(tokens.float()).squeeze(-1)
         q = self.query.weight.unsqueeze(0).expand(bs * n, -1, -1)
-        out, weights = self.attn(q, tokens, tokens, attn_mask=self.get_mask(logits), need_weights=True, average_attn_weights=False)
+        out, weights = self.attn(
+            q, tokens, tokens, attn_mask=self.get_mask(logits), need_weights=True, average_attn_weights=False
+        )
         gate = torch.sigmoid(out.sum(1))[:, :, None, None]
         sensory = (pix * gate + torch.tanh(pix)).view(bs, n, *pix.shape[1:]) * 0.5
-        logits = F.interpolate(self.decoder(sensory.flatten(0, 1)), scale_factor=2, mode="bilinear").view(bs, n, *last_mask.shape[-2:])
+        logits = F.interpolate(self.decoder(sensory.flatten(0, 1)), scale_factor=2, mode="bilinear").view(
+            bs, n, *last_mask.shape[-2:]
+        )
         return sensory, logits, weights
 
     def forward(self, frames, mask):
@@ -288,7 +303,12 @@ class Sensory(nn.Module):
                 sensory[manager.tmp_id_to_obj[obj].id] = new[:, i]
             last = torch.sigmoid(logits)
             area = F.interpolate(last, size=feat.shape[-2:], mode="area")
-            outputs[ti] = {"prob": last, "area": area, "weights": w, "objects": [o.id for o in manager.tmp_id_to_obj.values()]}
+            outputs[ti] = {
+                "prob": last,
+                "area": area,
+                "weights": w,
+                "objects": [o.id for o in manager.tmp_id_to_obj.values()],
+            }
         return outputs
 
 
@@ -318,7 +338,12 @@ class RoPEAttention(nn.Module):
     def __init__(self, c: int, heads: int, kv: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = nn.Linear(c, c), nn.Linear(kv, c), nn.Linear(kv, c), nn.Linear(c, c)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(c, c),
+            nn.Linear(kv, c),
+            nn.Linear(kv, c),
+            nn.Linear(c, c),
+        )
         self.freqs_cis = axial_cis(c // heads, 6, 4)
 
     def apply_rotary(self, x, freqs):
@@ -350,8 +375,12 @@ class SinePosition(nn.Module):
         key = (x.shape[-2], x.shape[-1])
         if key in self.cache:
             return self.cache[key][None].repeat(x.shape[0], 1, 1, 1)
-        y_embed = torch.arange(1, x.shape[-2] + 1, dtype=torch.float32).view(1, -1, 1).repeat(x.shape[0], 1, x.shape[-1])
-        x_embed = torch.arange(1, x.shape[-1] + 1, dtype=torch.float32).view(1, 1, -1).repeat(x.shape[0], x.shape[-2], 1)
+        y_embed = (
+            torch.arange(1, x.shape[-2] + 1, dtype=torch.float32).view(1, -1, 1).repeat(x.shape[0], 1, x.shape[-1])
+        )
+        x_embed = (
+            torch.arange(1, x.shape[-1] + 1, dtype=torch.float32).view(1, 1, -1).repeat(x.shape[0], x.shape[-2], 1)
+        )
         dim_t = 100 ** (2 * (torch.arange(self.num_pos_feats, dtype=torch.float32) // 2) / self.num_pos_feats)
         px, py = x_embed[:, :, :, None] / dim_t, y_embed[:, :, :, None] / dim_t
         px = torch.stack((px[:, :, :, 0::2].sin(), px[:, :, :, 1::2].cos()), dim=4).flatten(3)
@@ -370,7 +399,11 @@ class Tracker(nn.Module):
         self.self_attn, self.cross_attn, self.norm = RoPEAttention(c, 1, c), RoPEAttention(c, 1, 4), nn.LayerNorm(c)
         self.mem, self.tpos = nn.Conv2d(c + 1, 4, 3, padding=1), nn.Parameter(torch.randn(3, 1, 1, 4) * 0.1)
         self.no_mem_embed, self.ptr = nn.Parameter(torch.randn(1, 1, c) * 0.1), nn.Linear(c, 4)
-        self.mask_tokens, self.hyper, self.up = nn.Embedding(3, c), nn.Linear(c, c // 2), nn.ConvTranspose2d(c, c // 2, 2, 2)
+        self.mask_tokens, self.hyper, self.up = (
+            nn.Embedding(3, c),
+            nn.Linear(c, c // 2),
+            nn.ConvTranspose2d(c, c // 2, 2, 2),
+        )
         self.iou, self.score = nn.Linear(c, 3), nn.Linear(c, 1)
         self.pos_embed, self.no_obj_ptr = nn.Parameter(torch.randn(1, c, 3, 3)), nn.Parameter(torch.randn(1, 4))
 
@@ -400,7 +433,7 @@ class Tracker(nn.Module):
             else:
                 memories, pointers = [], []
                 for back in range(1, 3):
-                    prev = bank.get(t - back, None)
+                    prev = bank.get(t - back)
                     if prev is None:
                         continue
                     memories.append(prev["maskmem"].flatten(2).permute(0, 2, 1) + self.tpos[back - 1])
@@ -412,7 +445,13 @@ class Tracker(nn.Module):
             low, ious, pointer, score = self.decode(feat)
             mask = F.interpolate(low, size=feat.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
             mask_for_mem = torch.sigmoid(mask) * 20.0 - 10.0 if t else (mask > 0).float()
-            current = {"maskmem": self.mem(torch.cat([feat, mask_for_mem], 1)), "obj_ptr": pointer, "pred": low, "ious": ious, "prompt": None}
+            current = {
+                "maskmem": self.mem(torch.cat([feat, mask_for_mem], 1)),
+                "obj_ptr": pointer,
+                "pred": low,
+                "ious": ious,
+                "prompt": None,
+            }
             outputs["cond" if t == 0 else "non_cond"][t] = current
         ordered = OrderedDict((f"f{t}", v["pred"]) for k in outputs for t, v in outputs[k].items())
         return ordered, Tracked(low, [score, ious]), outputs

@@ -63,7 +63,9 @@ class LibraryLayers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cnn = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ELU(), nn.AdaptiveMaxPool2d((2, 2)), nn.Flatten())
+        self.cnn = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ELU(), nn.AdaptiveMaxPool2d((2, 2)), nn.Flatten()
+        )
         self.lstm = nn.LSTM(32, 8, num_layers=2, batch_first=True, bidirectional=True, dropout=0.1)
         self.gru, self.rnn = nn.GRU(16, 8), nn.GRUCell(8, 8)
         layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
@@ -164,7 +166,9 @@ def odd_results() -> Case:
 def rearranged(x, h):
     """(b c) (h1 h) w -> b c h1 (h w), the way rearranging libraries lower their patterns."""
     b, c, H, w = x.shape
-    return functools.reduce(lambda t, f: f(t), [lambda t: t.reshape(b, c, H // h, h, w), lambda t: t.permute(0, 2, 3, 4, 1)], x)
+    return functools.reduce(
+        lambda t, f: f(t), [lambda t: t.reshape(b, c, H // h, h, w), lambda t: t.permute(0, 2, 3, 4, 1)], x
+    )
 
 
 class Mixed(nn.Module):
@@ -192,7 +196,14 @@ class Mixed(nn.Module):
         pooled = F.fold(F.unfold(x, 2, stride=2), x.shape[-2:], 2, stride=2).std(dim=(2, 3), unbiased=False)
         flow = F.affine_grid(torch.eye(2, 3)[None] * times.mean(), [1, 3, 4, 4], align_corners=False)
         picked = F.grid_sample(x[:1], flow, mode="nearest", padding_mode="reflection", align_corners=False)
-        return near, total, pooled, picked, torch.einsum("b...c,c->b...", y, self.idx.new_ones(4).float()), torch.var_mean(x, 1)
+        return (
+            near,
+            total,
+            pooled,
+            picked,
+            torch.einsum("b...c,c->b...", y, self.idx.new_ones(4).float()),
+            torch.var_mean(x, 1),
+        )
 
 
 @case

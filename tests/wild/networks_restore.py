@@ -206,7 +206,7 @@ class WindowRestore(nn.Module):
                 count += 1
         win = img.view(1, h // ws, ws, w // ws, ws, 1).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, ws * ws)
         diff = win.unsqueeze(1) - win.unsqueeze(2)
-        return diff.masked_fill(diff != 0, float(-100.0)).masked_fill(diff == 0, float(0.0))
+        return diff.masked_fill(diff != 0, (-100.0)).masked_fill(diff == 0, 0.0)
 
     def attend(self, x, ws=4, shift=2):
         b, h, w, c = x.shape

@@ -44,7 +44,7 @@ class Window3d(nn.Module):
         img = img.view(pad[0] // ws[0], ws[0], pad[1] // ws[1], ws[1], pad[2] // ws[2], ws[2])
         img = img.permute(0, 2, 4, 1, 3, 5).reshape(-1, n)
         m = img.unsqueeze(1) - img.unsqueeze(2)
-        return m.masked_fill(m != 0, float(-100.0)).masked_fill(m == 0, float(0.0))
+        return m.masked_fill(m != 0, (-100.0)).masked_fill(m == 0, 0.0)
 
     def forward(self, x):
         b, t, h, w, c = x.shape
@@ -86,7 +86,11 @@ class Swin3d(nn.Module):
         self.patch = nn.Conv3d(3, dim, (2, 4, 4), (2, 4, 4))
         self.norms = nn.ModuleList([partial(nn.LayerNorm, eps=1e-5)(dim) for _ in range(2)])
         self.attns = nn.ModuleList([Window3d(dim, [2, 2, 2], s) for s in ([0, 0, 0], [1, 1, 1])])
-        self.reduction, self.norm, self.head = nn.Linear(4 * dim, 2 * dim, bias=False), nn.LayerNorm(4 * dim), nn.Linear(16, 5)
+        self.reduction, self.norm, self.head = (
+            nn.Linear(4 * dim, 2 * dim, bias=False),
+            nn.LayerNorm(4 * dim),
+            nn.Linear(16, 5),
+        )
         self.mlp = nn.Sequential(nn.Linear(dim, 16), nn.GELU(), nn.Linear(16, dim), nn.Dropout(0.0))
 
     def forward(self, x):
@@ -155,7 +159,9 @@ class Pooled(nn.Module):
         ratio = max(k_h / q_h, 1.0), max(q_h / k_h, 1.0)
         dist = torch.arange(q_h)[:, None] * ratio[0] - (torch.arange(k_h)[None, :] + (1 - k_h)) * ratio[1]
         rel_h = self.interpolate(self.rel_pos_h, 2 * max(q_h, k_h) - 1)[dist.long()]
-        rel_t = self.interpolate(self.rel_pos_t, 2 * max(q_t, k_t) - 1)[(torch.arange(q_t)[:, None] - torch.arange(k_t)[None]) + (k_t - 1)]
+        rel_t = self.interpolate(self.rel_pos_t, 2 * max(q_t, k_t) - 1)[
+            (torch.arange(q_t)[:, None] - torch.arange(k_t)[None]) + (k_t - 1)
+        ]
         r_q = q[:, :, 1:].reshape(B, self.heads, q_t, q_h, q_w, self.d)
         h_q = torch.einsum("bythwc,hkc->bythwk", r_q, rel_h)
         t_q = torch.einsum("bythwc,tkc->bythwk", r_q, rel_t)
@@ -189,7 +195,10 @@ class Diffusion(nn.Module):
     def __init__(self, dim: int = 16, heads: int = 2) -> None:
         super().__init__()
         self.dim, self.heads = dim, heads
-        self.x_embed, self.t_embed = nn.Conv3d(4, dim, (1, 2, 2), (1, 2, 2)), nn.Sequential(nn.Linear(dim, dim), nn.SiLU())
+        self.x_embed, self.t_embed = (
+            nn.Conv3d(4, dim, (1, 2, 2), (1, 2, 2)),
+            nn.Sequential(nn.Linear(dim, dim), nn.SiLU()),
+        )
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.q_norm, self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6), nn.RMSNorm(dim // heads, eps=1e-6)
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
@@ -200,7 +209,9 @@ class Diffusion(nn.Module):
 
     def timestep(self, t, max_period=10000):
         half = self.dim // 2
-        freqs = torch.exp(-math.log(max_period) * torch.arange(start=0, end=half, dtype=torch.float32) / half).to(t.device)
+        freqs = torch.exp(-math.log(max_period) * torch.arange(start=0, end=half, dtype=torch.float32) / half).to(
+            t.device
+        )
         args = t[:, None].float() * freqs[None]
         return self.t_embed(torch.cat([torch.cos(args), torch.sin(args)], dim=-1))
 
@@ -215,7 +226,9 @@ class Diffusion(nn.Module):
         for ada in self.ada:
             a, b, g, a2, b2, g2 = ada(c).chunk(6, dim=1)
             q, k, v = (
-                self.qkv(modulate(self.norm1(x), a, b)).reshape(N, -1, 3, self.heads, self.dim // self.heads).permute(2, 0, 3, 1, 4)
+                self.qkv(modulate(self.norm1(x), a, b))
+                .reshape(N, -1, 3, self.heads, self.dim // self.heads)
+                .permute(2, 0, 3, 1, 4)
             )
             q, k = self.rotate(self.q_norm(q)), self.rotate(self.k_norm(k))
             z = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, -1, self.dim)
@@ -251,13 +264,22 @@ class TwoPathways(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         t = np.ceil(4 / 1).astype(int)
-        self.stems = nn.ModuleList([nn.Conv3d(3, 8, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False), nn.Conv3d(3, 4, (5, 7, 7), (1, 2, 2), (2, 3, 3))])
+        self.stems = nn.ModuleList(
+            [
+                nn.Conv3d(3, 8, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
+                nn.Conv3d(3, 4, (5, 7, 7), (1, 2, 2), (2, 3, 3)),
+            ]
+        )
         self.bns = nn.ModuleList([nn.BatchNorm3d(8), nn.BatchNorm3d(4)])
         self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
         self.fuse = nn.Conv3d(4, 8, [5, 1, 1], stride=[2, 1, 1], padding=[2, 0, 0], bias=False)
-        self.res = nn.ModuleList([nn.Conv3d(16, 16, (1, 3, 3), padding=(0, 1, 1), groups=16), nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0))])
+        self.res = nn.ModuleList(
+            [nn.Conv3d(16, 16, (1, 3, 3), padding=(0, 1, 1), groups=16), nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0))]
+        )
         self.se, self.swish = SE3d(16), nn.SiLU()
-        self.head_pools = nn.ModuleList([nn.AvgPool3d((2, 4, 4), stride=1), nn.AvgPool3d([t, np.int64(4), 4], stride=1)])
+        self.head_pools = nn.ModuleList(
+            [nn.AvgPool3d((2, 4, 4), stride=1), nn.AvgPool3d([t, np.int64(4), 4], stride=1)]
+        )
         self.projection, self.act = nn.Linear(20, 5), nn.Softmax(dim=4)
 
     def forward(self, x, bboxes=None):

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import vqc
 from torch import nn
 from torch.utils import _pytree as pytree
-from vqc.program import evaluate
 from wild_kit import Registry
+
+import vqc
+from vqc.program import evaluate
 
 CASES: Registry = {}
 for _room in ("restore", "align", "flow", "matting", "tokens", "memory", "recurrent"):
@@ -132,7 +133,9 @@ def door(name: str, options: dict[str, Any]) -> str:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fast = torch.compile(copy.deepcopy(model), backend="vqc", options=options)
-        args = [pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, e) for e in (example, second)]
+        args = [
+            pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, e) for e in (example, second)
+        ]
         for a, want in zip(args, wants, strict=True):
             close(fast(*a), want, "door")
     return f"{len(reports())} graphs: " + ", ".join(sorted({r.route for r in reports()}))

@@ -54,8 +54,9 @@ def as_clips(source: Any, program: Program) -> Clips:
             try:
                 flat = program.flatten_inputs(tuple(step))
             except InputError as e:
+                why = "; ".join(filter(None, (e.what, e.why)))
                 raise CalibrationError(f"a calibration step does not fit program {program.name}", where=where,
-                                       why="; ".join(filter(None, (e.what, e.why))), way_out=e.way_out) from e  # fmt: skip
+                                       why=why, way_out=e.way_out) from e  # fmt: skip
             for spec, x in zip(program.inputs, flat, strict=True):
                 if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                     raise CalibrationError(f"input {spec.name} holds NaN or infinity", where=where,

@@ -22,6 +22,7 @@ from vqc.report.network import Network
 
 Progress = Callable[[str, int, int], None]
 Step = tuple[Tensor, ...]
+Clips = Tensor | Sequence[Tensor]
 
 
 @dataclass
@@ -75,14 +76,15 @@ def eager_engine(net: Network, name: str = "PyTorch eager, float32") -> Engine:
     return Engine(name, step, reset, sum(x.numel() * x.element_size() for x in tensors))
 
 
-def compiled_engine(net: Network, recipe: str, target: str, name: str | None = None, calibration: Tensor | None = None,
+def compiled_engine(net: Network, recipe: str, target: str, name: str | None = None, calibration: Clips | None = None,
                     progress: Progress | None = None, **options: Any) -> Engine:  # fmt: skip
-    """The network captured, put through a recipe and compiled for a target. `calibration`: a clip [T,3,H,W] in [0,1].
+    """The network captured, put through a recipe and compiled for a target. `calibration`: one clip [T,3,H,W]
+    in [0,1], or several.
 
     Raises whatever `vqc.capture`, `vqc.apply` and `vqc.compile` raise.
     """
     program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
-    clips = None if calibration is None else net.steps(calibration)
+    clips = None if calibration is None else [net.steps(clip) for clip in as_list(calibration)]
     program = vqc.apply(program, recipe, calibration=clips, progress=progress)
     executable = vqc.compile(program, target, **options)
     stream = vqc.Stream(executable)
@@ -92,6 +94,11 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
 
     size = executable.report.weight_bytes or constant_bytes(program)
     return Engine(name or f"vqc {target}, {recipe}", step, stream.reset, size, program, executable.report)
+
+
+def as_list(clips: Clips) -> list[Tensor]:
+    """One clip or several, as a list."""
+    return [clips] if isinstance(clips, Tensor) else list(clips)
 
 
 def use_threads(threads: int, target: str) -> dict[str, int]:

@@ -117,7 +117,7 @@ static void cv_run(const cv_job *j, const cv_band *b, CV_E *expanded) {
         while (p < positions) { /* the last tile may go back over positions already done: the values are the same */
             const ptrdiff_t rest = positions - p, many = (rest >= wide || (2 * rest > wide && positions >= wide));
             const ptrdiff_t count = many ? wide : VQC_VL;
-            if (rest < count) p = positions - count - (p > 0 && positions > count);
+            if (rest < count) p = positions - count;
             (many ? big : small)(b->x + p, b->planes, b->plane, b->off, b->taps, w, t);
             cv_flush(j, b, o, block, p, count, t);
             p += count;
