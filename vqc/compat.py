@@ -69,17 +69,26 @@ def outside_tracing() -> Iterator[None]:
         yield
 
 
-def fake_with_scan(inputs: Sequence[Any]) -> list[Any]:
-    """Fake copies of a graph's inputs, of fixed sizes, under which Inductor can compile a scan.
+def fakes(inputs: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """A fake mode, and fake copies of a graph's inputs in it, of fixed sizes; numbers may be read from them.
 
-    Inductor turns a scan into a loop whose counter it reads as a number; without a shape environment it may not.
+    A number that is read (`item`, or the counter of the loop that Inductor makes of a scan) becomes a symbol; without
+    a shape environment reading one is an error.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    mode = FakeTensorMode(shape_env=ShapeEnv())
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     mode.allow_scalar_outputs = True
-    return [mode.from_tensor(x, static_shapes=True) if isinstance(x, torch.Tensor) else x for x in inputs]
+    return mode, [mode.from_tensor(x, static_shapes=True) if isinstance(x, torch.Tensor) else x for x in inputs]
+
+
+def data_errors() -> tuple[type[Exception], ...]:
+    """What is raised when a graph cannot be run on fake tensors because it depends on the data."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
 @contextmanager

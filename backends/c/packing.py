@@ -50,7 +50,7 @@ def pack_conv(weight: Tensor, groups: int, pair: bool = False) -> Tensor:
 
 def phase_taps(phase: int, kernel: int, stride: int, padding: int, dilation: int) -> list[int]:
     """Which taps of a transposed convolution reach the outputs of one phase along one axis."""
-    return [k for k in range(kernel) if (phase + padding + k * dilation) % stride == 0]
+    return [k for k in range(kernel) if (phase + padding - k * dilation) % stride == 0]
 
 
 def pack_transposed(weight: Tensor, groups: int, stride: Sequence[int], padding: Sequence[int],

@@ -68,6 +68,8 @@ def _would_fold(conv: fx.Node, other: Any) -> bool:
     """Whether Inductor takes the other operand for one value a channel, by its shape, if it is a constant at all."""
     if not isinstance(other, fx.Node):
         return True
+    if not isinstance(other.meta.get("val"), torch.Tensor):
+        return False  # a size or number that is known at run time only
     weight, value = _shapes(conv, other)
     channel = 0 if len(weight) == len(value) + 1 else 1
     return len(weight) >= len(value) and all(

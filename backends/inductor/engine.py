@@ -47,9 +47,7 @@ def _compile(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]
     from torch._inductor.compile_fx import compile_fx
 
     with compat.outside_tracing(), compat.own_random_state(), torch.no_grad():
-        if has_subgraphs(gm):
-            inputs = compat.fake_with_scan(inputs)
-        return compile_fx(gm, list(inputs), config_patches=settings)  # type: ignore[return-value]
+        return compile_fx(gm, compat.fakes(inputs)[1], config_patches=settings)  # type: ignore[return-value]
 
 
 def compile_traced(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[str, Any] | None = None) -> Compiled:

@@ -1,5 +1,7 @@
 """Recurrent cells, library layers with fast paths, hidden state on the module, and odd shapes of results."""
 
+# ruff: noqa: E501 - a layer a line reads better here
+
 from __future__ import annotations
 
 import collections

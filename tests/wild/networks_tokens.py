@@ -1,5 +1,7 @@
 """Tokens: shifted windows in 3-d, pooled attention, diffusion blocks, 3-d convolutions for recognition."""
 
+# ruff: noqa: E501 - a layer a line reads better here
+
 from __future__ import annotations
 
 import math

@@ -17,11 +17,8 @@ import vqc
 from vqc.program import evaluate
 
 CASES: Registry = {}
-for _room in ("restore", "align", "flow", "matting", "tokens", "memory", "recurrent"):
+for _room in ("restore", "align", "flow", "pyramids", "matting", "tokens", "memory", "prompted", "recurrent"):
     CASES |= importlib.import_module(f"networks_{_room}").CASES
-
-# Compiled to C where the operators are within its reach; what is not runs in PyTorch, so parity must hold for all.
-NATIVE = sorted(CASES)
 
 
 def again(example: Any, seed: int = 1) -> Any:
@@ -36,13 +33,17 @@ def again(example: Any, seed: int = 1) -> Any:
     return pytree.tree_map(other, example)
 
 
+def clones(tree: Any) -> Any:
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, tree)
+
+
 def eager(model: nn.Module, example: tuple[Any, ...]) -> Any:
     """What PyTorch gives, on copies: some of these networks write to their arguments."""
-    args = pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, example)
+    args = clones(example)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = copy.deepcopy(model)(*args)
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, out)
+    return clones(out)
 
 
 def close(got: Any, want: Any, what: str, tolerance: float = 1e-4) -> None:
@@ -96,8 +97,7 @@ def test_capture(name: str) -> None:
     model, example = make(name)
     second = again(example)
     wants = eager(model, example), eager(model, second)
-    before, given = photograph(model), again(example, 2)
-    given = pytree.tree_map(lambda _, x: x.clone() if isinstance(x, torch.Tensor) else x, given, example)
+    before, given = photograph(model), clones(example)
     program = captured(model, example)
     after = photograph(model)
     assert before["attributes"] == after["attributes"], "capture left attributes on the model"
@@ -112,14 +112,26 @@ def test_capture(name: str) -> None:
     close(run(simple, second), wants[1], "recipe float")
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", CASES)
 def test_native(name: str) -> None:
+    """Compiled to C where that is within reach; the rest runs in PyTorch, so parity must hold for all."""
     model, example = make(name)
     second = again(example)
     want = eager(model, second)
     program = captured(model, example)
     stream = vqc.Stream(vqc.compile(program, target="native"))
-    close(stream(*pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, second)), want, "native")
+    close(stream(*clones(second)), want, "native")
+
+
+def test_a_grid_cache_of_the_python_module_keeps_no_tensor_of_a_capture() -> None:
+    import networks_flow
+
+    networks_flow.backwarp_tenGrid.clear()
+    model, example = make("cached_warps")
+    captured(model, example)
+    cold = eager(model, again(example))
+    networks_flow.backwarp_tenGrid.clear()
+    close(cold, eager(model, again(example)), "a cache filled during capture", 0.0)
 
 
 def door(name: str, options: dict[str, Any]) -> str:

@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -86,14 +81,15 @@ def study(gm: fx.GraphModule, inputs: Sequence[Any]) -> Facts:
     if strange:
         kind = f"{type(strange[0]).__name__} on {strange[0].device} ({strange[0].layout})"
         return Facts(unknown=f"an input is a {kind}", differentiable=differentiates(inputs))
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+    mode, fakes = compat.fakes(inputs)
     watch = _Watch()
     try:
         with compat.outside_tracing(), torch.set_grad_enabled(torch.is_grad_enabled()), mode, watch:
             results = gm(*fakes)
-    except (DynamicOutputShapeException, DataDependentOutputException) as e:
-        return Facts(unknown=f"{op_text(e.func)} reads the data", differentiable=differentiates(inputs))
+    except compat.data_errors() as e:
+        operator = getattr(e, "func", None)
+        what = f"{op_text(operator)} reads the data" if operator else "a size or a branch depends on the data"
+        return Facts(unknown=what, differentiable=differentiates(inputs))
     storage = {i: x.untyped_storage()._cdata for i, x in enumerate(fakes) if isinstance(x, torch.Tensor)}
     written = {i for i, s in storage.items() if s in watch.written}
     aliased = len({storage[i] for i in written}) < len(written)

@@ -171,8 +171,8 @@ static void cv_task(void *arg, int index, int worker) {
     b.y = (batch * p->o + group * b.og) * b.y_plane + (depth * p->oh + row0) * p->ow;
     if (cv_direct(j)) {
         off[0] = 0;
-        b.x = (const CV_E *)j->x + x0 + row0 * p->w;
-        b.plane = hw;
+        b.x = (const CV_E *)j->x + x0 + depth * hw + row0 * p->w;
+        b.plane = p->d * hw;
         b.pitch = p->w;
         cv_run(j, &b, expanded);
         return;

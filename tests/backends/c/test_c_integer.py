@@ -115,3 +115,21 @@ def test_integer_layers_in_a_row():
         return b.call(aten.pixel_shuffle.default, conv(b, small, 16, 12, "none"), 2), one, two
 
     check(chain(build, torch.rand(1, 3, 10, 12)), exact=True)
+
+
+def test_requantization_rounds_ties_to_even():
+    """Sums times 1/2: every second result lies between two integers."""
+    x = torch.arange(-60, 68).to(torch.int8)
+    one, half = torch.ones(1), torch.tensor([0], dtype=torch.int32)
+    line = (torch.ones(1, 1, dtype=torch.int8), one, None, half)
+    patch = (torch.ones(1, 1, 1, 1, dtype=torch.int8), one, None, half)
+
+    def build(b, x):
+        image = b.call(aten.reshape.default, x, [1, 1, 1, -1])
+        return (
+            b.call(vops.qlinear_requantize.default, b.call(aten.reshape.default, x, [-1, 1]), *line, "none", 0.5, 100),
+            b.call(vops.qconv2d_requantize.default, image, *patch, [1, 1], [0, 0], [1, 1], 1, "none", 0.5, 100),
+        )
+
+    exe = check(chain(build, x), exact=True)
+    assert exe.trace([x])[1].flatten()[:5].tolist() == [70, 70, 71, 72, 72]
