@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,7 +126,7 @@ class CExecutable(Executable):
     def __init__(self, program: Program, report: CompileReport, model: CModel):
         super().__init__(program, report)
         self.model = model
-        self._states = {s.output for s in program.states}
+        self._lock = threading.Lock()  # one arena: steps from several threads take turns
 
     def _run(self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         for x in (*inputs, *state):
@@ -135,7 +136,8 @@ class CExecutable(Executable):
         held = self.model.state_tensors(block)
         for mine, given in zip(held, state, strict=True):
             mine.copy_(given)
-        results = iter(self.model.step(block, inputs))
+        with self._lock:
+            results = iter(self.model.step(block, inputs))
         next_state = dict(zip((s.output for s in self.program.states), held, strict=True))
         count = len(self.program.result_nodes)
         return [next_state[i] if i in next_state else next(results) for i in range(count)]

@@ -8,6 +8,7 @@ the user's configuration and guards stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -54,7 +55,8 @@ def compile_traced(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[
     """Hand a graph to Inductor exactly as Dynamo made it, within Dynamo's trace: gradients, dynamic sizes, guards."""
     from torch._inductor.compile_fx import compile_fx
 
-    with compat.scalars_in_scan():
+    # Elsewhere a number that is read from the data has to end the graph: Dynamo catches that error and splits it there.
+    with compat.scalars_in_scan() if has_subgraphs(gm) else nullcontext():
         return compile_fx(gm, list(inputs), config_patches={**(settings or {}), **_ALWAYS})  # type: ignore[return-value]
 
 

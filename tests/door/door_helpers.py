@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._higher_order_ops.scan import scan
 
 from vqc.door.binding import picker
 from vqc.door.part import Engine, Part, Request
@@ -97,6 +98,30 @@ class Recurrent(nn.Module):
         h = torch.tanh(self.conv(torch.cat((x, self.hidden), 1)))
         self.hidden.copy_(h)
         return h * 2
+
+
+class Scanning(nn.Module):
+    """A gated cell carried over a clip [T, N, C, H, W] by scan."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 3, 3, padding=1)
+        self.eval()
+
+    def forward(self, clip):
+        def cell(h, x):
+            h = torch.tanh(self.conv(torch.cat((x, h), 1)))
+            return h, h.clone()
+
+        return scan(cell, torch.zeros_like(clip[0]), clip)[1]
+
+
+def looped(model: Scanning, clip: torch.Tensor) -> torch.Tensor:
+    h, out = torch.zeros_like(clip[0]), []
+    for x in clip:
+        h = torch.tanh(model.conv(torch.cat((x, h), 1)))
+        out.append(h)
+    return torch.stack(out)
 
 
 def frames(count: int, size: int = 8, seed: int = 1) -> list[torch.Tensor]:

@@ -7,12 +7,12 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from door_helpers import Recurrent, Small, frames
+from door_helpers import Recurrent, Scanning, Small, frames, looped
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
-from torch._higher_order_ops.scan import scan
 
 from vqc.backend import last_report, reports, vqc_backend
 
@@ -143,12 +143,28 @@ def test_a_graph_without_operators_is_passed_through():
     assert all(r.compilations == 0 for r in reports())
 
 
-def test_a_graph_that_reads_the_data_is_left_as_it_is():
+def test_what_cannot_be_captured_goes_to_inductor_and_says_so():
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         fast = torch.compile(lambda x: torch.nonzero(x).sum(0), backend="vqc", options=EAGER)
         assert fast(torch.tensor([0.0, 1.0, 0.0, 2.0])).tolist() == [4]
-    assert "aten.nonzero reads the data" in str(last_report())
-    assert last_report().route == "left to eager as it is"
+        assert fast(torch.tensor([0.0, 1.0, 1.0, 2.0])).tolist() == [6]
+    assert "left to Inductor: aten.nonzero" in str(last_report())
+
+
+def test_a_size_that_depends_on_the_data_is_left_to_dynamo():
+    pool = nn.AvgPool2d(4)
+    pool.kernel_size = np.int64(4)  # Dynamo makes a tensor of a numpy number
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), pool).eval(), frames(1)[0]
+    assert torch.allclose(torch.compile(model, backend="vqc")(x), model(x), atol=1e-6)
+
+
+def test_changing_float_argument():
+    model = WithNumber(Small())
+    fast = compiled(model)
+    for t in (0.5, 0.25, 0.125, 0.75):
+        x = frames(1)[0]
+        assert torch.allclose(fast(x, t)[0], model(x, t)[0], atol=1e-6)
+    assert len(reports()) == 2
 
 
 # ---- recipes -------------------------------------------------------------------------------------------------------
@@ -236,30 +252,6 @@ def test_recipe_with_gradients_is_detached_and_says_so():
 
 
 # ---- clips and sizes -------------------------------------------------------------------------------------------------
-
-
-class Scanning(nn.Module):
-    """A gated cell carried over a clip [T, N, C, H, W] by scan."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(6, 3, 3, padding=1)
-        self.eval()
-
-    def forward(self, clip):
-        def cell(h, x):
-            h = torch.tanh(self.conv(torch.cat((x, h), 1)))
-            return h, h.clone()
-
-        return scan(cell, torch.zeros_like(clip[0]), clip)[1]
-
-
-def looped(model: Scanning, clip: torch.Tensor) -> torch.Tensor:
-    h, out = torch.zeros_like(clip[0]), []
-    for x in clip:
-        h = torch.tanh(model.conv(torch.cat((x, h), 1)))
-        out.append(h)
-    return torch.stack(out)
 
 
 def test_scan_compiles_at_most_twice_for_any_clip_length():

@@ -63,8 +63,13 @@ def test_shared_memory_spreads_a_write():
     assert (apart.written, apart.aliased) == ({0}, False)
 
 
-def test_reading_data_makes_nothing_known():
-    assert facts(lambda x: torch.nonzero(x), torch.rand(3)).unknown == "aten.nonzero reads the data"
+def test_a_branch_on_the_data_makes_nothing_known():
+    def branches(x):
+        return x[: x.sum().long().item()].view(2, 2)
+
+    assert facts(lambda x: torch.nonzero(x), torch.rand(3)).unknown == ""
+    assert facts(lambda x, t: x * t.item(), torch.rand(3), torch.tensor(0.5)).unknown == ""
+    assert "depends on the data" in facts(branches, torch.rand(4)).unknown
 
 
 def test_strange_tensors_make_nothing_known():

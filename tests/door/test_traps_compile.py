@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from door_helpers import Recurrent, Small, frames
+from door_helpers import Recurrent, Scanning, Small, frames, looped
 from torch import nn
 
 import vqc.backend
@@ -151,6 +151,27 @@ def test_complex_and_integer_work():
 
     x, angle, table = torch.randn(2, 4, 8), torch.randn(4, 4), torch.tensor([10, 20])
     assert torch.allclose(torch.compile(rotate, backend="vqc")(x, angle, table), rotate(x, angle, table), atol=1e-5)
+
+
+def test_scan_through_inductor():
+    model = Scanning()
+    fast = torch.compile(model, backend="vqc")
+    for t in (3, 5, 7, 9):
+        clip = torch.stack(frames(t))
+        assert close(fast(clip), looped(model, clip))
+    assert len(reports()) == 2
+
+
+def test_changing_float_argument_keeps_bound_weights():
+    class Scaled(Small):
+        def forward(self, x, t):
+            return super().forward(x) * t + torch.full((1, 4, 1, 1), t)
+
+    model, x = Scaled(), frames(1)[0]
+    fast = torch.compile(model, backend="vqc")
+    for t in (0.5, 0.25, 0.125):
+        assert close(fast(x, t), model(x, t))
+    assert [r.constants for r in reports()] == [7, 7]
 
 
 def test_another_size_after_the_first():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,12 @@ def test_names_and_numbers():
         "INFINITY",
         "-INFINITY",
     ]
+
+
+def test_steps_from_several_threads_take_turns():
+    exe = compiled(wide())
+    frames = [torch.rand(1, 3, 10, 14) for _ in range(4)]
+    want = [exe.trace([f]) for f in frames]
+    with ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(lambda f: exe.trace([f]), frames * 8), want * 8, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
