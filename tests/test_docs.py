@@ -1,6 +1,7 @@
 """The documentation keeps up: every pass has its file, its test, its entry; no page names what does not exist."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,13 @@ PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_package_is_packaged():
+    """A package that setuptools is not told of is there in a checkout and missing from the wheel."""
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = set()
+    for top, prefix in (("vqc", "vqc"), ("passes", "vqc.passes"), ("backends", "vqc.backends")):
+        for init in (ROOT / top).rglob("__init__.py"):
+            found.add(".".join([prefix, *init.parent.relative_to(ROOT / top).parts]))
+    assert listed == found

@@ -7,6 +7,7 @@ operator we do not want whole can be opened by running its composite kernel with
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,8 +125,14 @@ def eager_stance() -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def without_mkldnn() -> Iterator[None]:
     """nn.LSTM opens into plain operators instead of one opaque kernel."""
-    with torch.backends.mkldnn.flags(enabled=False):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about a flag of other hardware
+        flags = torch.backends.mkldnn.flags(enabled=False)
+        flags.__enter__()
+    try:
         yield
+    finally:
+        flags.__exit__(None, None, None)
 
 
 def flatten_with_path(tree: Any) -> tuple[list[tuple[Any, Any]], pytree.TreeSpec]:

@@ -18,14 +18,15 @@ from vqc.frontend.emit import aten, on_meta
 from vqc.frontend.operators import bind
 
 Rule = Callable[["Rewriter", fx.Node], "fx.Node | None"]
-RULES: dict[Any, Rule] = {}
+RULES: dict[Any, list[Rule]] = {}
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Register a rule for operators: it returns the node that stands for the given one, or None to leave it."""
 
     def register(f: Rule) -> Rule:
-        RULES.update(dict.fromkeys(targets, f))
+        for t in targets:
+            RULES.setdefault(t, []).append(f)
         return f
 
     return register
@@ -46,12 +47,12 @@ class Rewriter:
             if node.op != "call_function":
                 continue
             self._mark(node)
-            f = RULES.get(node.target)
-            if f is None or node.target in skip:
+            rules = RULES.get(node.target)
+            if rules is None or node.target in skip:
                 continue
             self.at = node
             with self.graph.inserting_before(node):
-                new = f(self, node)
+                new = next((n for f in rules if (n := f(self, node)) is not None), None)
             if new is not None and new is not node:
                 node.replace_all_uses_with(new)
                 self.graph.erase_node(node)
@@ -231,6 +232,38 @@ def mm(r: Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     weight = _transposed(r, second)
     return None if weight is None else r.call(aten.linear.default, (x, weight), val=node.meta["val"])
+
+
+@rule(aten.bmm.default)
+def bmm(r: Rewriter, node: fx.Node) -> fx.Node | None:
+    """A batch of products with one constant matrix, repeated by expand."""
+    x, second = node.args[0], node.args[1]
+    assert isinstance(x, fx.Node) and isinstance(second, fx.Node)
+    if second.target is not aten.expand.default or second not in r.constant or x in r.constant:
+        return None
+    matrix: Any = second.args[0]
+    if matrix.meta["val"].numel() != second.meta["val"][0].numel():
+        return None
+    while (
+        matrix.target in (aten.reshape.default, aten.unsqueeze.default, aten.expand.default) and len(shape(matrix)) > 2
+    ):
+        matrix = matrix.args[0]
+    if shape(matrix) != shape(second)[1:]:
+        matrix = r.call(aten.reshape.default, (matrix, list(shape(second)[1:])))
+    weight = _transposed(r, matrix)
+    return None if weight is None else r.call(aten.linear.default, (x, weight), val=node.meta["val"])
+
+
+@rule(aten.add.Tensor)
+def add_bias(r: Rewriter, node: fx.Node) -> fx.Node | None:
+    """A constant vector added to a linear layer without a bias."""
+    for product, bias in (node.args[:2], node.args[1::-1]):
+        if not isinstance(product, fx.Node) or product.target is not aten.linear.default or bias not in r.constant:
+            continue
+        alone = len(product.users) == 1 and (len(product.args) < 3 or product.args[2] is None) and not node.kwargs
+        if alone and shape(bias) == shape(product)[-1:] and bias.meta["val"].dtype == product.meta["val"].dtype:  # type: ignore[union-attr]
+            return r.call(aten.linear.default, (*product.args[:2], bias), val=node.meta["val"])
+    return None
 
 
 def positive_dims(graph: fx.Graph) -> None:
