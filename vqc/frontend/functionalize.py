@@ -291,6 +291,11 @@ def gather_numbers(root: Geometry, view: Geometry) -> torch.Tensor | None:
     """Row-major numbers of a root's elements that a strided view on its storage covers; None when it covers others."""
     r_size, r_stride, r_offset = root[:3]
     size, stride, offset = view[:3]
+    (r_first, r_last), (first, last) = _extent(r_size, r_stride, r_offset), _extent(size, stride, offset)
+    if first < r_first or last > r_last:
+        return None
+    if r_stride == _dense(r_size):
+        return _spots(size, stride, offset) - r_offset
     spots = _spots(r_size, r_stride, r_offset)
     wanted = _spots(size, stride, offset)
     order = torch.argsort(spots)
@@ -299,6 +304,19 @@ def gather_numbers(root: Geometry, view: Geometry) -> torch.Tensor | None:
     if ordered.numel() == 0 or not torch.equal(ordered[at], wanted):
         return None
     return order[at].contiguous()
+
+
+def _extent(size: tuple[int, ...], stride: tuple[int, ...], offset: int) -> tuple[int, int]:
+    """First and last place in memory of a strided tensor (places are not skipped by a negative stride)."""
+    return offset, offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+
+
+def _dense(size: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for n in reversed(size):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
 
 
 def _spots(size: tuple[int, ...], stride: tuple[int, ...], offset: int) -> torch.Tensor:

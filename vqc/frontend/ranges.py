@@ -26,12 +26,16 @@ def convex_update_range(program: Program, state: State) -> State:
     return state
 
 
+_STEPS = 200  # steps in a row that are looked through
+
+
 class _Bounded:
     """Which values are means of the old state and of values of tanh."""
 
     def __init__(self, program: Program, state: State):
         self.program, self.state = program, state
         self.known: dict[fx.Node, bool] = {}
+        self.depth = 0
 
     def holds(self, node: object) -> bool:
         node = _source(node)
@@ -41,7 +45,9 @@ class _Bounded:
             return node.name == self.state.input
         if node not in self.known:
             self.known[node] = False  # a value met again while it is looked at would be a cycle: there is none
-            self.known[node] = self._is_update(node)
+            self.depth += 1
+            self.known[node] = self.depth < _STEPS and self._is_update(node)
+            self.depth -= 1
         return self.known[node]
 
     def _is_update(self, node: fx.Node) -> bool:

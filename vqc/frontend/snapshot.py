@@ -6,7 +6,7 @@ import functools
 import random
 import sys
 import types
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -104,15 +104,13 @@ def _walk(roots: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
                 else:
                     later.append((f"{dot}{key}", "attribute", value))
             stack += reversed(later)
-        elif type(x) in (dict, OrderedDict, defaultdict):
-            yield path, kind, x
-            stack += [(f"{path}[{k!r}]", "attribute", v) for k, v in x.items()]
-        elif type(x) in (list, deque, tuple):
-            if type(x) is not tuple:
+        elif isinstance(x, (dict, list, deque, tuple, set)):
+            if not isinstance(x, tuple):
                 yield path, kind, x
-            stack += [(f"{path}[{i}]", "attribute", v) for i, v in enumerate(x)]
-        elif type(x) is set:
-            yield path, kind, x
+            if isinstance(x, dict):
+                stack += [(f"{path}[{k!r}]", "attribute", v) for k, v in x.items()]
+            elif not isinstance(x, set):
+                stack += [(f"{path}[{i}]", "attribute", v) for i, v in enumerate(x)]
         elif isinstance(x, (types.FunctionType, types.MethodType, functools.partial)):
             stack += [(f"{dot}{n}", "attribute", v) for n, v in roots_of(x).items()]
         elif hasattr(x, "__dict__") and (not _is_foreign(x) or isinstance(x, types.SimpleNamespace)):
@@ -149,7 +147,7 @@ class Snapshot:
         self.tensors: list[tuple[torch.Tensor, torch.Tensor, int, bool]] = []
         seen: set[int] = set()
         for _, _, c in _walk(roots):
-            self.containers.append((c, type(c)(c) if not isinstance(c, defaultdict) else dict(c)))
+            self.containers.append((c, dict(c) if isinstance(c, dict) else list(c)))
             for v in c.values() if isinstance(c, dict) else list(c):
                 if isinstance(v, torch.Tensor) and id(v) not in seen:
                     seen.add(id(v))
@@ -164,14 +162,9 @@ class Snapshot:
         for container, saved in self.containers:
             if _same(container, saved):
                 continue
-            if isinstance(container, dict):
-                container.clear()
-                container.update(saved)
-            elif isinstance(container, list):
-                container[:] = saved
-            else:
-                container.clear()
-                container.update(saved) if isinstance(container, set) else container.extend(saved)
+            kind = next(k for k in (OrderedDict, dict, list, deque, set) if isinstance(container, k))
+            kind.clear(container)  # of the plain type: a subclass may watch its own methods
+            (kind.extend if kind in (list, deque) else kind.update)(container, saved)
         for tensor, alias, key, grad in self.tensors:
             if compat.storage_key(tensor) != key or tensor.shape != alias.shape or tensor.stride() != alias.stride():
                 tensor.data = alias
@@ -187,7 +180,7 @@ def _same(container: Any, saved: Any) -> bool:
     if isinstance(container, dict):
         return all(a is b and container[a] is saved[b] for a, b in zip(container, saved, strict=True))
     if isinstance(container, set):
-        return bool(container == saved)
+        return container == set(saved)
     return all(a is b for a, b in zip(container, saved, strict=True))
 
 
