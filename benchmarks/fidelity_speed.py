@@ -44,7 +44,7 @@ class Case:
 
 CASES = (
     Case("rvm", "single_face", ("pexels",), (288, 512), 48),
-    Case("rife", "bikes", ("bigbuckbunny", "pexels"), (288, 640), 40),
+    Case("rife", "bikes", ("bigbuckbunny", "pexels"), (288, 640), 24),
     Case("srvgg", "bikes", ("bigbuckbunny", "pexels"), (180, 320), 12),
 )
 

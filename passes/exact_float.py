@@ -265,20 +265,13 @@ def _lerp(s: Site) -> fx.Node:
     return s(aten.add.Tensor, start, way)
 
 
-@rewrites(aten.rsqrt.default)
-def _rsqrt(s: Site) -> fx.Node:
-    return s(aten.reciprocal.default, s(aten.sqrt.default, s.get("self")))
-
-
 @rewrites(aten.pow.Tensor_Scalar)
 def _pow(s: Site) -> fx.Node:
     x, exponent = s.get("self"), s.get("exponent")
     if exponent == 2:
         return s(aten.mul.Tensor, x, x)
-    if exponent == 3:
-        return s(aten.mul.Tensor, s(aten.mul.Tensor, x, x), x)
-    _need(exponent == 0.5, "is exact for the exponents 2, 3 and 1/2 only")
-    return s(aten.sqrt.default, x)
+    _need(exponent == 3, "is exact for the exponents 2 and 3 only")
+    return s(aten.mul.Tensor, s(aten.mul.Tensor, x, x), x)
 
 
 @rewrites(aten.batch_norm.default)

@@ -160,13 +160,8 @@ CASES: dict[str, tuple[Any, dict[str, int]]] = {
         lambda h, x: h(aten.lerp.Tensor, x, const(h, 8), const(h, 8)),
         {"aten.mul.Tensor": 1, "aten.sub.Tensor": 1, "aten.add.Tensor": 1},
     ),
-    "rsqrt": (
-        lambda h, x: h(aten.rsqrt, h(aten.clamp_min, x, 0.1)),
-        {"aten.reciprocal": 1, "aten.sqrt": 1, "aten.clamp_min": 1},
-    ),
     "square": (lambda h, x: h(aten.pow.Tensor_Scalar, x, 2), {"aten.mul.Tensor": 1}),
     "cube": (lambda h, x: h(aten.pow.Tensor_Scalar, x, 3), {"aten.mul.Tensor": 2}),
-    "root": (lambda h, x: h(aten.pow.Tensor_Scalar, h(aten.relu, x), 0.5), {"aten.sqrt": 1, "aten.relu": 1}),
     "batch norm": (batch_norm, {"aten.mul.Tensor": 1, "aten.add.Tensor": 1}),
     "batch norm, plain": (lambda h, x: batch_norm(h, x, False), {"aten.mul.Tensor": 1, "aten.add.Tensor": 1}),
 }

@@ -119,7 +119,8 @@ for _op, _name in ((exp, "exp"), (sigmoid, "sigmoid"), (tanh, "tanh"), (hardsigm
 
 # ---- which ATen operators are exact as they stand -----------------------------------------------------------------
 
-_ARITHMETIC = "add sub rsub mul div neg abs sqrt reciprocal square floor ceil round trunc sign"
+# sqrt is missing: PyTorch's vectorised one on CPUs is not always the correctly rounded result, which C's is.
+_ARITHMETIC = "add sub rsub mul div neg abs reciprocal square floor ceil round trunc sign"
 _CHOICE = (
     "relu relu6 hardtanh threshold maximum minimum clamp clamp_min clamp_max prelu _prelu_kernel leaky_relu where "
     "amax amin max min masked_fill max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool2d"
