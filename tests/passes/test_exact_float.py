@@ -198,7 +198,7 @@ DECLINED = {
     "reflecting warp": (lambda h, x: h(aten.grid_sampler_2d, x, const(h, 1, 2, 2, 2), 0, 2, True), "zero or border"),
     "softmax": (lambda h, x: h(aten.softmax.int, x, 1), "aten.softmax.int has no exact twin"),
     "linear": (lambda h, x: h(aten.linear, x, const(h, 3, 8)), "aten.linear has no exact twin"),
-    "power": (lambda h, x: h(aten.pow.Tensor_Scalar, x, 4), "exponents 2, 3 and 1/2"),
+    "power": (lambda h, x: h(aten.pow.Tensor_Scalar, x, 4), "exponents 2 and 3"),
     "3 axes": (
         lambda h, x: h(aten.unsqueeze, h(aten.conv2d, h(aten.squeeze.dim, x, 0), const(h, 2, 4, 1, 1)), 0),
         "four axes",
