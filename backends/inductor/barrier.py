@@ -1,11 +1,12 @@
 """A barrier against wrong folding: what keeps Inductor from changing a network's meaning when weights are frozen.
 
 Frozen Inductor folds `conv(x) + c`, `- c`, `* c`, `/ c` with a constant c (batch norm becomes these) into the filter.
-It takes the filter's first axis for the result's channels. Three cases come out wrong or fail (torch 2.13):
+It takes the filter's first axis for the result's channels. Four cases come out wrong or fail (torch 2.13):
 
 * a transposed convolution: its first axis are the channels that come in;
 * a constant that runs along the width, or height, and is as long as there are channels;
-* `torch.add(conv(x), c, alpha=a)`: the factor is lost.
+* `torch.add(conv(x), c, alpha=a)`: the factor is lost;
+* two Python numbers in one graph: the second is taken for both (they are kept under one name).
 
 There a view that changes nothing is put between the two; it is dropped after freezing, and the filter is packed as
 ever.
@@ -78,12 +79,10 @@ def _would_fold(conv: fx.Node, other: Any) -> bool:
 
 
 def _folds_right(conv: fx.Node, other: Any) -> bool:
-    """Whether the other operand really is one value, or one a channel of what comes out."""
+    """Whether the other operand really is a tensor of one value, or of one a channel of what comes out."""
     transposed = conv.args[6]
-    if transposed:
+    if transposed or not isinstance(other, fx.Node):
         return False
-    if not isinstance(other, fx.Node):
-        return True
     weight, value = _shapes(conv, other)
     channel = len(value) - len(weight) + 1  # where the result's channels stand in the operand
     return all(size == 1 or axis == channel for axis, size in enumerate(value))

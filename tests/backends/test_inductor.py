@@ -84,19 +84,30 @@ class AlongTheWidth(nn.Module):
 
 
 class AddsAMultiple(nn.Module):
-    """torch.add with alpha, behind a norm that is folded first."""
+    """torch.add with alpha, behind a norm that is folded first (the chain is looked at, not its first link)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 8, 3, padding=1)
-        self.bn = nn.BatchNorm2d(8)
+        self.bn = nn.BatchNorm2d(8, affine=False)
         self.offset = nn.Parameter(torch.rand(8, 1, 1))
 
     def forward(self, x):
         return torch.add(self.bn(self.conv(x)), self.offset, alpha=3)
 
 
-@pytest.mark.parametrize("kind", [TransposedNorm, AlongTheWidth, AddsAMultiple])
+class TwoNumbers(nn.Module):
+    """Two layers, each times a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x) * 2.5)) * 0.5
+
+
+@pytest.mark.parametrize("kind", [TransposedNorm, AlongTheWidth, AddsAMultiple, TwoNumbers])
 def test_frozen_folding_is_right(kind):
     torch.manual_seed(0)
     model, x = kind().eval(), torch.rand(1, 4, 8, 8)

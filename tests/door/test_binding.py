@@ -75,10 +75,12 @@ def test_data_writes_need_refresh():
     model = Small()
     fast = torch.compile(model, backend=door)
     fast(x)
-    model.scale.data.mul_(3)
-    door.parts[0].refresh()
-    assert same(fast(x), model(x))
-    assert door.engine.bound_count == 2
+    for i in range(INSTANCES + 2):
+        model.scale.data.mul_(1.1)
+        door.parts[0].refresh()
+        assert same(fast(x), model(x))
+        assert door.engine.bound_count == i + 2
+    assert door.engine.generic_count == 0
 
 
 def test_training_like_loop_stops_compiling():
@@ -90,6 +92,36 @@ def test_training_like_loop_stops_compiling():
         model.conv.weight.mul_(0.9)
     assert (door.engine.bound_count, door.engine.generic_count) == (1 + CHANGES, 1)
     assert f"changed more than {CHANGES} times" in door.notes()
+
+
+def test_replacing_a_weight_for_ever_stops_compiling():
+    door, (x,) = CountingDoor(), frames(1)
+    model = Small()
+    fast = torch.compile(model, backend=door)
+    for _ in range(INSTANCES + 5):
+        assert same(fast(x), model(x))
+        model.scale = nn.Parameter(model.scale * 0.9)
+    assert (door.engine.bound_count, door.engine.generic_count) == (INSTANCES, 1)
+
+
+def test_parts_that_share_some_weights_are_instances():
+    door, (x,) = CountingDoor(), frames(1)
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.own = shared, nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.own(self.shared(x))
+
+    branches = [Branch().eval() for _ in range(5)]
+    fast = [torch.compile(b, backend=door) for b in branches]
+    for _ in range(3):
+        for b, f in zip(branches, fast, strict=True):
+            assert same(f(x), b(x))
+    assert (door.engine.bound_count, door.engine.generic_count) == (5, 0)
 
 
 def test_many_instances_end_in_one_code_for_all_and_the_first_keep_theirs():
@@ -191,6 +223,19 @@ def test_sizes_get_code_of_their_own_then_one_for_all():
             assert same(fast(x), model(x))
     assert len(door.parts) == 2  # one static graph, one for every further size
     assert (door.engine.bound_count, door.engine.generic_count) == (3, 1)
+
+
+def test_changed_weights_at_several_sizes_count_once():
+    door, model = CountingDoor(sizes=4), Small()
+    fast = torch.compile(model, backend=door)
+    for _ in range(CHANGES):
+        for size in (8, 10, 12):
+            for x in frames(2, size):
+                assert same(fast(x), model(x))
+        model.conv.weight.mul_(0.9)
+    dynamic = door.parts[1]
+    assert (dynamic.changes, dynamic.instances) == (CHANGES - 1, 1)
+    assert door.engine.generic_count == 0
 
 
 def test_written_inputs_that_share_memory_run_eagerly():

@@ -4,8 +4,8 @@
 
 The decisions, each said in the report:
 
-* the weights of another instance: compiled again, up to INSTANCES at a time;
-* changed weights: compiled again, CHANGES times, after that weights are ordinary inputs of the code (training);
+* the weights of another instance, or a replaced weight: compiled again, up to INSTANCES in all;
+* weights written in place: compiled again, CHANGES times, after that weights are ordinary inputs (training);
 * a buffer that changed while every parameter stayed: a state that lives outside of this graph, an input from then on;
 * dynamic sizes: code for the first SIZES sizes met, then one code for all.
 """
@@ -92,6 +92,7 @@ class Part:
         self.closed = False  # no more code for certain weights
         self.sizes: list[Any] = []
         self.changes = 0
+        self.instances = 1  # all there were, those that are gone included
         self.lock = threading.RLock()
         # With dynamic sizes, what the graph does is found out at the first call, where the sizes are known.
         self.facts = study(self.gm, example) if not self.numbers else None
@@ -101,8 +102,10 @@ class Part:
 
     def __call__(self, *args: Any) -> Any:
         current = self.current
-        if current is not None and self._fits(current, args):
-            return current.run(*args)
+        if current is not None:
+            run = current.run  # taken before the check: another thread may end the binding in between
+            if self._fits(current, args):
+                return run(*args)
         return self.prepare(args)(*args)
 
     def _fits(self, binding: Binding, args: Sequence[Any]) -> bool:
@@ -125,47 +128,52 @@ class Part:
             shapes = self._shapes(args)
             if self.anything is not None and (self.closed or shapes not in self.sizes):
                 return self.anything
-            if shapes not in self.sizes:
-                if len(self.sizes) >= self.engine.sizes:
-                    return self._weights_as_inputs(args, f"more than {self.engine.sizes} sizes run through this graph")
-                self.sizes.append(shapes)
-            elif self.bindings and (why := self._learn(args)):
+            new_size = shapes not in self.sizes
+            if new_size and len(self.sizes) >= self.engine.sizes:
+                return self._weights_as_inputs(args, f"more than {self.engine.sizes} sizes run through this graph")
+            if why := self._learn(args, new_size):
                 self.closed = True
                 return self._weights_as_inputs(args, why)
+            if new_size:
+                self.sizes.append(shapes)
             return self._specialise(args, shapes)
 
     def refresh(self) -> None:
         """Forget all code made for certain weights; the next call compiles anew."""
         with self.lock:
-            for b in self.bindings:
-                b.kill()
-            self.bindings, self.current = [], None
+            self._drop()
+            self.sizes = []
+
+    def _drop(self) -> None:
+        for b in self.bindings:
+            b.kill()
+        self.bindings, self.current = [], None
 
     # ---- a miss ------------------------------------------------------------------------------------------------------
 
-    def _learn(self, args: Sequence[Any]) -> str:
+    def _learn(self, args: Sequence[Any], new_size: bool) -> str:
         """What the miss says about the weights; a reason when no more code may be made for certain ones, else ""."""
-        replaced, written = (self.current or self.bindings[-1]).changed(args)
-        moved = {*replaced, *written}
+        last = self.current if self.current is not None and self.current.alive else next(iter(self.bindings), None)
+        moved = {i for kind in last.changed(args) for i in kind} if last is not None else set()
         if moved and not moved & self.parameters:
             self.weights -= moved
             self.free = sorted({*self.free, *moved})
-            self.refresh()
+            self._drop()
             self.report.note("a buffer that changes between calls is no constant: "
                              + ", ".join(self.names[i] for i in sorted(moved)))  # fmt: skip
             return ""
-        differences = [(b, *b.changed(args)) for b in self.bindings]
-        for b, _, changed in differences:
-            if changed:
-                b.kill()
-        if any(changed or len(other) < len(b.indices) for b, other, changed in differences):
+        stale = [b for b in self.bindings if b.changed(args)[1]]
+        for b in stale:
+            b.kill()
+        if stale:
             self.changes += 1
             self.report.note(f"weights changed, compiled again ({self.changes} of {CHANGES})")
             return f"its weights changed more than {CHANGES} times" if self.changes > CHANGES else ""
-        if len(self.bindings) >= INSTANCES:
-            return f"more than {INSTANCES} instances run through this graph"
+        if new_size or any(b.matches(args) for b in self.bindings):
+            return ""  # the first code for a size, or known weights at another one
+        self.instances += 1
         self.report.note("weights of another instance: compiled for them, too")
-        return ""
+        return f"more than {INSTANCES} instances ran through this graph" if self.instances > INSTANCES else ""
 
     def _specialise(self, args: Sequence[Any], shapes: Any) -> Run:
         facts, self.facts = self.facts or study(self.gm, args), None  # later inputs may share memory: studied again

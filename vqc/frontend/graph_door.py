@@ -14,7 +14,7 @@ from vqc.frontend.build import check_live
 from vqc.frontend.canonical import canonicalize
 from vqc.frontend.decisions import Plan
 from vqc.frontend.recorder import Recorder
-from vqc.frontend.target import _Interpreter, identifier
+from vqc.frontend.target import GraphRunner, identifier
 from vqc.program import Input, PassRecord, Program, State
 
 
@@ -75,7 +75,7 @@ def _record(gm: fx.GraphModule, example: Sequence[Any], static: Collection[int],
             recorder.input(labels[i], feeds[i])
     try:
         with recorder.recording():
-            out = _Interpreter(gm, recorder).run(*feeds, enable_io_processing=False)
+            out = GraphRunner(gm, recorder).run(*feeds, enable_io_processing=False)
             flat = list(out) if isinstance(out, (tuple, list)) else [out]
             results = [recorder.node_of(x) if isinstance(x, torch.Tensor) else x for x in flat]
             nexts = {i: recorder.node_of(feeds[i]) for i in sorted(states)}

@@ -78,13 +78,13 @@ def _kept_scan(recorder: Recorder, op: Any, combine: Any, init: Any, xs: Any, ad
     body, lifted = _body(recorder, combine, [*init, *(x[0] for x in xs), *additional])
     with compat.plain(), recorder.paused():
         out = tuple(compat.run_higher_order(op, (body, list(init), list(xs), (*additional, *lifted)), {}))
-    nodes = recorder._nodes(([*init], [*xs], (*additional, *lifted)))
+    nodes = recorder.nodes(([*init], [*xs], (*additional, *lifted)))
     graph = recorder.em.submodule(body, "scan_body")
     node = recorder.em.call(op, (graph, *nodes), val=meta_of(out))
     data = any(recorder.is_data(t) for t in [*init, *xs, *additional, *lifted] if isinstance(t, torch.Tensor))
     for i, t in enumerate(out):
         if isinstance(t, torch.Tensor):
-            recorder._new_root(t, recorder.em.item(node, i), data)
+            recorder.new_root(t, recorder.em.item(node, i), data)
     return out
 
 

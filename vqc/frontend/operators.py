@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from vqc.frontend.emit import aten
 
@@ -86,6 +87,11 @@ def bind(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
         elif a.has_default_value():
             bound[a.name] = a.default_value
     return bound
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """All tensors of a nested structure."""
+    return [x for x in pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 @cache

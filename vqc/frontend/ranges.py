@@ -26,29 +26,21 @@ def convex_update_range(program: Program, state: State) -> State:
     return state
 
 
-_STEPS = 200  # steps in a row that are looked through
-
-
 class _Bounded:
-    """Which values are means of the old state and of values of tanh."""
+    """Which values are means of the old state and of values of tanh: found in the graph's order."""
 
     def __init__(self, program: Program, state: State):
         self.program, self.state = program, state
-        self.known: dict[fx.Node, bool] = {}
-        self.depth = 0
+        self.means: set[fx.Node] = set()
+        for node in program.calls:
+            if self._is_update(node):
+                self.means.add(node)
 
     def holds(self, node: object) -> bool:
         node = _source(node)
-        if not isinstance(node, fx.Node):
-            return False
-        if node.op == "placeholder":
+        if isinstance(node, fx.Node) and node.op == "placeholder":
             return node.name == self.state.input
-        if node not in self.known:
-            self.known[node] = False  # a value met again while it is looked at would be a cycle: there is none
-            self.depth += 1
-            self.known[node] = self.depth < _STEPS and self._is_update(node)
-            self.depth -= 1
-        return self.known[node]
+        return node in self.means
 
     def _is_update(self, node: fx.Node) -> bool:
         if _is_call(node, aten.lerp.Tensor):

@@ -32,6 +32,7 @@ from vqc.frontend.functionalize import (
     split_view,
     view_of,
 )
+from vqc.frontend.operators import tensors_in
 from vqc.frontend.source import ModuleTrail, user_place
 from vqc.frontend.watch import Watch
 from vqc.program import meta_of
@@ -94,7 +95,7 @@ class Recorder:
         """
         self.em.device = tensor.device
         node = self.em.placeholder(name, tensor)
-        value = self._new_root(tensor, node, data=True)
+        value = self.new_root(tensor, node, data=True)
         if keep:
             value.storage.external = tensor
         return node
@@ -106,7 +107,7 @@ class Recorder:
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node:
         """The node of what a tensor holds now."""
-        value = self._value(tensor)
+        value = self.value_of(tensor)
         self._check_written(value)
         return current(self.em, value)
 
@@ -127,7 +128,8 @@ class Recorder:
             storage = self.storages[key] = Storage(key, compat.weak_storage(tensor))
         return storage
 
-    def _new_root(self, tensor: torch.Tensor, node: fx.Node, data: bool) -> Value:
+    def new_root(self, tensor: torch.Tensor, node: fx.Node, data: bool) -> Value:
+        """A tensor on new memory, holding a node's value."""
         storage = self._storage(tensor)
         storage.data = storage.data or data
         where = geometry(tensor)
@@ -136,7 +138,8 @@ class Recorder:
         storage.known[where] = value
         return value
 
-    def _value(self, tensor: torch.Tensor) -> Value:
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """What is known of a tensor; one that nobody saw being made is taken in."""
         storage = self._storage(tensor)
         where = geometry(tensor)
         value = storage.known.get(where)
@@ -161,9 +164,9 @@ class Recorder:
             name = f"{self.trail.current}.constant".lstrip(".")
         if self.lifted is not None:
             self.lifted.append(tensor)
-            return self._new_root(tensor, self.em.lifted(tensor, f"closed_{len(self.lifted)}"), data=True)
+            return self.new_root(tensor, self.em.lifted(tensor, f"closed_{len(self.lifted)}"), data=True)
         storage.external = tensor
-        return self._new_root(tensor, self.em.constant(tensor.detach(), name), data=False)
+        return self.new_root(tensor, self.em.constant(tensor.detach(), name), data=False)
 
     def _new_view(self, tensor: torch.Tensor, parent: Value, view: View | GatherView, node: fx.Node | None = None
                   ) -> Value:  # fmt: skip
@@ -186,13 +189,14 @@ class Recorder:
                 way_out="register the code that fills it with torch.library.custom_op, or use torch.compile",
             )
 
-    def _nodes(self, tree: Any, check: bool = True) -> Any:
+    def nodes(self, tree: Any) -> Any:
+        """The same structure with every tensor replaced by the node of what it holds now."""
+
         def one(x: Any) -> Any:
             if not isinstance(x, torch.Tensor):
                 return x
-            value = self._value(x)
-            if check:
-                self._check_written(value)
+            value = self.value_of(x)
+            self._check_written(value)
             return current(self.em, value)
 
         return pytree.tree_map(one, tree)
@@ -203,7 +207,7 @@ class Recorder:
         if self._paused:
             with compat.plain():
                 return func(*args, **kwargs)
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         if torch.is_autocast_enabled(self.em.device.type) or any(compat.is_wrapped(t) for t in tensors):
             with compat.plain(), compat.LowMode(self._record):
                 return func(*args, **kwargs)
@@ -214,8 +218,8 @@ class Recorder:
 
     def _open(self, func: Any, args: tuple, kwargs: dict) -> Any:
         name = func._schema.name
-        if name == "aten::repeat_interleave" and any(self.is_data(t) for t in _tensors((args, kwargs))[1:]):
-            raise self._refuse("repeat_interleave with counts from the data")
+        if name == "aten::repeat_interleave" and any(self.is_data(t) for t in tensors_in((args, kwargs))[1:]):
+            raise self.refusal("repeat_interleave with counts from the data")
         if name == "aten::one_hot" and ops.bind(func, args, kwargs)["num_classes"] > 0:
             with self.mode:  # without its look at the largest index
                 return (args[0].unsqueeze(-1) == torch.arange(ops.bind(func, args, kwargs)["num_classes"])).long()
@@ -236,8 +240,8 @@ class Recorder:
             return self._read(func, args, kwargs)
         if name in ops.FACTORIES:
             return self._factory(func, args, kwargs)
-        if name in ops.REPLACES_MEMORY and any(self.is_data(t) for t in _tensors((args, kwargs))):
-            raise self._refuse(name.replace("::", "."), "it replaces a tensor's memory")
+        if name in ops.REPLACES_MEMORY and any(self.is_data(t) for t in tensors_in((args, kwargs))):
+            raise self.refusal(name.replace("::", "."), "it replaces a tensor's memory")
         if name in ops.CHANGES_METADATA:
             return self._change_metadata(func, args, kwargs)
         if ops.written_names(func):
@@ -246,20 +250,20 @@ class Recorder:
             return record_write(self, func, args, kwargs)
         return self._pure(func, args, kwargs)
 
-    def _refuse(self, what: str, why: str = "its result's shape depends on the values in the data") -> CaptureError:
+    def refusal(self, what: str, why: str = "its result's shape depends on the values in the data") -> CaptureError:
         return CaptureError(f"{what} cannot be captured", where=str(user_place() or ""), why=why, way_out=WAYS_OUT)
 
     # ---- kinds of operators ------------------------------------------------------------------------------------------
 
     def _read(self, func: Any, args: tuple, kwargs: dict) -> Any:
         value = func(*args, **kwargs)
-        if not any(self.is_data(t) for t in _tensors((args, kwargs))):
+        if not any(self.is_data(t) for t in tensors_in((args, kwargs))):
             return value
         name = func._schema.name.removeprefix("aten::")
         if name == "equal":
             if args[0].shape != args[1].shape:
                 return value
-            same = self.em.call(aten.eq.Tensor, tuple(self._nodes(args[:2])))
+            same = self.em.call(aten.eq.Tensor, tuple(self.nodes(args[:2])))
             node = self.em.call(aten.all.default, (same,))
         else:
             node = self.em.reshape(self.node_of(args[0]), ())
@@ -280,14 +284,14 @@ class Recorder:
             number = ops.bind(func, args, kwargs)["fill_value"]
             if isinstance(number, torch.Tensor):
                 number = number.item()
-        value = self._new_root(out, self.em.fill(out.shape, number, out.dtype), data=False)
+        value = self.new_root(out, self.em.fill(out.shape, number, out.dtype), data=False)
         if name in ops.EMPTIES:
             value.storage.unwritten = f"{name.removeprefix('aten::')} at {user_place()}"
         return out
 
     def _change_metadata(self, func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
         tensor: torch.Tensor = args[0]
-        parent = self._value(tensor)
+        parent = self.value_of(tensor)
         before = tensor.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         func(*args, **kwargs)
         packet = getattr(aten, func._schema.name.removeprefix("aten::")[:-1])
@@ -301,17 +305,17 @@ class Recorder:
         name = func._schema.name
         bound = ops.bind(func, args, kwargs)
         func, args, kwargs = self._prepared(func, args, kwargs, bound)
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         data = any(self.is_data(t) for t in tensors)
         if data and name in ops.SHAPE_FROM_DATA and name != "aten::nonzero_numpy":
-            raise self._refuse(name.replace("::", "."))
+            raise self.refusal(name.replace("::", "."))
         if data and name in ("aten::index", "aten::_unsafe_index"):
             masks = [t for t in bound["indices"] if t is not None and t.dtype in (torch.bool, torch.uint8)]
             if any(self.is_data(t) for t in masks):
-                raise self._refuse("indexing with a mask from the data")
+                raise self.refusal("indexing with a mask from the data")
         out = func(*args, **kwargs)
         by_key = {compat.storage_key(t): t for t in reversed(tensors)}
-        outs = _tensors(out)
+        outs = tensors_in(out)
         aliases = [compat.storage_key(t) in by_key for t in outs]
         if isinstance(out, torch.Tensor) and aliases[0]:
             self._alias(func, args, kwargs, by_key[compat.storage_key(out)], out)
@@ -324,20 +328,20 @@ class Recorder:
         if name in ("aten::clone", "aten::lift_fresh_copy") or (
             name == "aten::_to_copy" and out.dtype == tensors[0].dtype
         ):
-            self._new_root(out, self.node_of(tensors[0]), data)
+            self.new_root(out, self.node_of(tensors[0]), data)
             return out
-        node_args, node_kwargs = self._nodes((args, kwargs))
+        node_args, node_kwargs = self.nodes((args, kwargs))
         node = self.em.call(func, node_args, node_kwargs, val=meta_of(out))
         if ops.is_random(func, bound):
             self.random[node], data = str(user_place() or name), True
         if data and name == "aten::nonzero_numpy":
             self.dynamic[node] = str(user_place() or "")
         if isinstance(out, torch.Tensor):
-            self._new_root(out, node, data)
+            self.new_root(out, node, data)
         else:
             for i, t in enumerate(out):
                 if isinstance(t, torch.Tensor):
-                    self._new_root(t, self.em.item(node, i), data)
+                    self.new_root(t, self.em.item(node, i), data)
         return out
 
     def _prepared(self, func: Any, args: tuple, kwargs: dict, bound: dict) -> tuple[Any, tuple, dict]:
@@ -350,30 +354,26 @@ class Recorder:
         return func, args, kwargs
 
     def _alias(self, func: Any, args: tuple, kwargs: dict, base: torch.Tensor, out: torch.Tensor) -> None:
-        parent = self._value(base)
+        parent = self.value_of(base)
         if parent.storage.known.get(geometry(out)) is not None:
             return
         if args and args[0] is base and func not in (aten.as_strided.default,):
             view = view_of(func, args, kwargs, base, out)
             self._new_view(out, parent, view, self._call_view(view, parent, out))
         else:
-            self._value(out)  # laid over the memory by its strides
+            self.value_of(out)  # laid over the memory by its strides
 
     def _call_view(self, view: View, parent: Value, out: Any) -> fx.Node:
         base = current(self.em, parent)
         return self.em.call(view.target, (base, *view.args), dict(view.kwargs), val=meta_of(out))
 
     def _alias_many(self, func: Any, args: tuple, kwargs: dict, base: torch.Tensor, outs: Any) -> None:
-        parent = self._value(base)
+        parent = self.value_of(base)
         view = split_view(func, args, kwargs, base)
         node = self._call_view(view, parent, tuple(outs))
         for i, t in enumerate(outs):
             item = View(view.target, view.args, view.kwargs, i)
             self._new_view(t, parent, item, self.em.item(node, i))
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [x for x in pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def _numel(shape: tuple[int, ...]) -> int:

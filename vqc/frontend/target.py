@@ -56,7 +56,7 @@ class Target:
         """Call it; a graph is interpreted, so that its nodes' own places in the user's code are kept."""
         if self.graph is None or recorder is None:
             return self.model(*args, **kwargs)
-        return _Interpreter(self.graph, recorder).call(args, kwargs)
+        return GraphRunner(self.graph, recorder).call(args, kwargs)
 
     def leaf_names(self, args: tuple, kwargs: dict) -> list[str]:
         """A name for every leaf of the arguments, made of the parameter's name and the path below it."""
@@ -131,7 +131,7 @@ def _unique(name: str, taken: Sequence[str]) -> str:
     return unique
 
 
-class _Interpreter(fx.Interpreter):
+class GraphRunner(fx.Interpreter):
     """Runs a graph of torch or ATen calls under the recorder."""
 
     def __init__(self, graph: fx.GraphModule, recorder: Recorder):

@@ -12,7 +12,9 @@ from vqc.frontend import compat
 from vqc.frontend import operators as ops
 from vqc.frontend.emit import aten
 from vqc.frontend.functionalize import Value, current, write
+from vqc.frontend.operators import tensors_in
 from vqc.frontend.source import user_place
+from vqc.program import meta_of
 
 if TYPE_CHECKING:
     from vqc.frontend.recorder import Recorder
@@ -28,25 +30,25 @@ _PARTIAL = {
 
 def record_write(rec: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operator that writes, and give the tensors it wrote their new nodes."""
-    from vqc.frontend.recorder import _tensors
 
     name = func._schema.name
     bound = ops.bind(func, args, kwargs)
     targets = [bound[n] for n in ops.written_names(func)]
     if not all(isinstance(t, torch.Tensor) for t in targets):
-        return _each(rec, func, args, kwargs)
-    values = [rec._value(t) for t in targets]
-    data = any(rec.is_data(t) for t in _tensors((args, kwargs)))
+        raise CaptureError(f"{func} writes to a list of tensors", where=str(user_place() or ""),
+                           way_out="write to the tensors one by one")  # fmt: skip
+    values = [rec.value_of(t) for t in targets]
+    data = any(rec.is_data(t) for t in tensors_in((args, kwargs)))
     random = ops.is_random(func, bound)
     if name in _OVERWRITE:
-        data = any(rec.is_data(t) for t in _tensors((args[1:], kwargs))) or (
+        data = any(rec.is_data(t) for t in tensors_in((args[1:], kwargs))) or (
             values[0].storage.data and values[0].parent is not None
         )
         new = [_overwritten(rec, name, args, kwargs, values[0])]
     elif random and len(targets) == 1:
         new = [rec.em.fill(values[0].shape, 0, values[0].where[3])]  # stands for numbers that may not reach a result
     elif ops.functional_form(func) is not None:
-        if not any(t is targets[0] for t in _tensors(args[:1])):
+        if not any(t is targets[0] for t in tensors_in(args[:1])):
             kwargs_in = {k: v for k, v in kwargs.items() if k not in ops.written_names(func)}
         else:
             kwargs_in = kwargs
@@ -102,14 +104,14 @@ def _overwritten(rec: Recorder, name: str, args: tuple, kwargs: dict, value: Val
 def _computed(rec: Recorder, func: Any, name: str, args: tuple, kwargs: dict, value: Value, bound: dict) -> fx.Node:
     form = ops.functional_form(func)
     if name in _PARTIAL:
-        nodes = (current(rec.em, value), *rec._nodes(args[1:]))
+        nodes = (current(rec.em, value), *rec.nodes(args[1:]))
     else:
-        nodes = rec._nodes(args)
+        nodes = rec.nodes(args)
     if form is aten.index_put.default:
         masked = _masked_put(rec, nodes, bound, value)
         if masked is not None:
             return masked
-    node = rec.em.call(form, tuple(nodes), rec._nodes(kwargs))
+    node = rec.em.call(form, tuple(nodes), rec.nodes(kwargs))
     if node.meta["val"].numel() != _count(value.shape):
         raise CaptureError(f"{name.replace('::', '.')} changes the size of its output tensor",
                            where=str(user_place() or ""), way_out="let it make a new tensor")  # fmt: skip
@@ -138,7 +140,7 @@ def _masked_put(rec: Recorder, nodes: Any, bound: dict, value: Value) -> fx.Node
     number = nodes[2]
     if accumulate or number.meta["val"].numel() != 1:
         if any(rec.is_data(t) for t in bound["indices"] if t is not None):
-            raise rec._refuse("writing several values under a mask from the data")
+            raise rec.refusal("writing several values under a mask from the data")
         return None
     if mask.meta["val"].dtype != torch.bool:
         mask = rec.em.cast(mask, torch.bool)
@@ -158,32 +160,25 @@ def _count(shape: tuple[int, ...]) -> int:
     return n
 
 
-def _each(rec: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
-    raise CaptureError(f"{func} writes to a list of tensors", where=str(user_place() or ""),
-                       way_out="write to the tensors one by one")  # fmt: skip
-
-
 def _custom(rec: Recorder, func: Any, args: tuple, kwargs: dict, bound: dict, values: list[Value], data: bool) -> Any:
     """A custom operator without a functional form: torch's higher-order `auto_functionalized` returns what it wrote."""
     from torch._higher_order_ops.auto_functionalize import auto_functionalized
 
     names = ops.written_names(func)
     nodes = {
-        k: current(rec.em, rec._value(v)) if k in names else rec._nodes(v) for k, v in bound.items()
+        k: current(rec.em, rec.value_of(v)) if k in names else rec.nodes(v) for k, v in bound.items()
     }  # fmt: skip
     for v in values:
         before_write(rec, v)
     out = func(*args, **kwargs)
     returns = out if isinstance(out, tuple) else (() if out is None else (out,))
     fresh = [t for t in returns if not any(t is w for w in (bound[n] for n in names))]
-    from vqc.program import meta_of
-
     val = tuple(meta_of(t) for t in returns) or (None,)
     val = (*val, *(meta_of(bound[n]) for n in names))
     node = rec.em.call(auto_functionalized, (func,), nodes, val=val)
     for i, t in enumerate(returns):
         if isinstance(t, torch.Tensor) and any(t is f for f in fresh) and compat.storage_key(t) not in rec.storages:
-            rec._new_root(t, rec.em.item(node, i), data)
+            rec.new_root(t, rec.em.item(node, i), data)
     first = max(1, len(returns))
     for k, v in enumerate(values):
         v.storage.data = v.storage.data or data
