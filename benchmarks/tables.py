@@ -42,7 +42,8 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
     for name, value in record["metrics"].items():
         if name != "drift dB/frame":
             row[name] = "equal" if value is None else f"{value:.2f}"
-    return row | {"weights MB": f"{record['weight_bytes'] / 1e6:.2f}"}
+    size = record["weight_bytes"]
+    return row | {"weights MB": f"{size / 1e6:.2f}" if size else "–"}
 
 
 def section(folder: Path) -> str:
