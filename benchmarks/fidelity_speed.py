@@ -62,7 +62,7 @@ def truth(net: Network, clip: Tensor, played: Playback) -> dict[str, float]:
     """PSNR against the true pictures, where the clip holds them."""
     if net.entry is None or net.entry.target_offset is None:
         return {}
-    true = torch.cat([net.entry.target(clip, t) for t in range(len(played.pictures))])  # type: ignore[arg-type]
+    true = torch.cat([net.entry.target(clip, t) for t in range(len(played.pictures))])
     return {"PSNR dB to the real frame": metrics.psnr(played.clip.clamp(0, 1), true)}
 
 

@@ -127,7 +127,7 @@ def permutation(node: fx.Node) -> list[int]:
     """The order of dimensions a permuting call gives, read off a tensor whose sizes are its dimensions' numbers."""
     rank = len(shape_of(node))
     probe = torch.empty([i + 1 for i in range(rank)], device="meta")
-    return [s - 1 for s in node.target(probe, *node.args[1:], **node.kwargs).shape]  # type: ignore[operator]
+    return [s - 1 for s in node.target(probe, *node.args[1:], **node.kwargs).shape]
 
 
 @rule("drop-permute", PERMUTES)

@@ -160,7 +160,7 @@ def _infer_with(program: Program, node: fx.Node, changed: dict[fx.Node, Any]) ->
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), load)
     if "device" in kwargs:
         kwargs = {**kwargs, "device": "meta"}
-    return meta_of(node.target(*args, **kwargs))  # type: ignore[operator]
+    return meta_of(node.target(*args, **kwargs))
 
 
 def _merge(result: PassResult, node: fx.Node, seen: dict[Hashable, fx.Node]) -> None:

@@ -38,7 +38,7 @@ class ActivationQuant:
 
 def channel_view(values: torch.Tensor, n: fx.Node, weight: torch.Tensor) -> torch.Tensor:
     """Values per input channel of a conv2d, shaped to broadcast with its weight [O, C/groups, kh, kw]."""
-    groups = int(n.args[6]) if len(n.args) > 6 else 1  # type: ignore[call-overload, arg-type]
+    groups = int(n.args[6]) if len(n.args) > 6 else 1
     if groups == 1:
         return values.view(1, -1, 1, 1)
     per_group = values.view(groups, weight.shape[1])

@@ -162,7 +162,7 @@ _SAME_NAME = ("exp", "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu")
 
 @rewrites(*(getattr(aten, name).default for name in _SAME_NAME))
 def _same_name(s: Site) -> fx.Node:
-    return s(getattr(vqc_ops, s.node.target._opname).default, s.node.args[0])  # type: ignore[union-attr]
+    return s(getattr(vqc_ops, s.node.target._opname).default, s.node.args[0])
 
 
 @rewrites(aten.mean.dim)

@@ -269,7 +269,7 @@ class _Folding:
             weight, bias = self.made[key]
             rebind(layer.node, weight=weight, bias=bias)
             self.result.count("fold-bn-before")
-        bn.replace_all_uses_with(bn.args[0])  # type: ignore[arg-type]
+        bn.replace_all_uses_with(bn.args[0])
         self.program.graph.erase_node(bn)
         return None
 

@@ -141,5 +141,5 @@ def _compute(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any
         elif n not in values:
             args, kwargs = fx.node.map_arg((n.args, n.kwargs), values.__getitem__)
             with torch.no_grad():
-                values[n] = n.target(*args, **kwargs)  # type: ignore[operator]
+                values[n] = n.target(*args, **kwargs)
     return values[node]

@@ -103,7 +103,7 @@ def _activation(program: Program, n: Any) -> _Quantized | str:
     if dtype_of(q) not in (torch.uint8, torch.int8):
         return f"its input {n} has {dtype_of(q)} integers"
     if n.target is DEQUANTIZE:
-        return _Quantized(q, torch.tensor([float(n.args[1])], dtype=torch.float64), torch.tensor([int(n.args[2])]))  # type: ignore[arg-type]
+        return _Quantized(q, torch.tensor([float(n.args[1])], dtype=torch.float64), torch.tensor([int(n.args[2])]))
     scale, zero = program.constant(n.args[1]), program.constant(n.args[2])
     if scale is None or zero is None or n.args[3] != 1:
         return f"the channel scales of {n} are not constants of axis 1"
@@ -171,7 +171,7 @@ def _layer(program: Program, n: fx.Node, result: PassResult) -> None:
 
 
 def _arg(n: fx.Node, i: int, default: int) -> int:
-    return int(n.args[i]) if len(n.args) > i else default  # type: ignore[call-overload, arg-type]
+    return int(n.args[i]) if len(n.args) > i else default
 
 
 def _pair(n: fx.Node, i: int, default: int) -> list[int]:
@@ -211,8 +211,8 @@ def _requantize(program: Program, q: fx.Node) -> bool:
         return False
     if q.target is QUANTIZE:
         args = layer.args
-        inverse = float(torch.tensor(1.0 / float(q.args[1]), dtype=torch.float32))  # type: ignore[arg-type]
-        zero = int(q.args[2])  # type: ignore[call-overload, arg-type]
+        inverse = float(torch.tensor(1.0 / float(q.args[1]), dtype=torch.float32))
+        zero = int(q.args[2])
     else:
         scaled = _scale_outputs(program, q, layer, activation)
         if scaled is None:
@@ -260,7 +260,7 @@ def _table(program: Program, q: fx.Node) -> bool:
         return False
     value = DEQUANTIZE(torch.arange(256, dtype=torch.uint8), *x.args[1:])
     for f in reversed(chain):
-        value = f.target(value, *f.args[1:], **f.kwargs)  # type: ignore[operator]
+        value = f.target(value, *f.args[1:], **f.kwargs)
     table = QUANTIZE(value, *q.args[1:])
     if not chain and torch.equal(table, torch.arange(256, dtype=torch.uint8)):
         return _replace(program, q, source)
@@ -278,7 +278,7 @@ def _hoist(program: Program, q: fx.Node) -> bool:
         return False  # somebody reads the floats as well, so nothing would be saved
     sources = move.args[0] if move.target is aten.cat.default else [move.args[0]]
     with program.graph.inserting_before(move):
-        moved = [program.call(QUANTIZE, (s, *q.args[1:]), like=q, name="quantize") for s in sources]  # type: ignore[union-attr]
+        moved = [program.call(QUANTIZE, (s, *q.args[1:]), like=q, name="quantize") for s in sources]
         first = moved if move.target is aten.cat.default else moved[0]
         new = program.call(move.target, (first, *move.args[1:]), dict(move.kwargs), like=move, name=f"{move.name}_u8")
     for user in list(move.users):
@@ -289,7 +289,7 @@ def _hoist(program: Program, q: fx.Node) -> bool:
 
 def _merge(program: Program, q: fx.Node) -> bool:
     """Two quantizes of one tensor with the same parameters become the earlier one."""
-    same = [u for u in q.args[0].users if u.target is q.target and u.args == q.args and u is not q]  # type: ignore[union-attr]
+    same = [u for u in q.args[0].users if u.target is q.target and u.args == q.args and u is not q]
     if not same:
         return False
     order = {n: i for i, n in enumerate(program.graph.nodes)}

@@ -180,7 +180,7 @@ def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits:
     """(weight, bias) arguments for layer `n`; channel scales of the activation are folded into the integers."""
     weight = program.constant(n.args[1])
     assert weight is not None
-    base = str(n.args[1].target)  # type: ignore[union-attr]
+    base = str(n.args[1].target)
     axis, top = weight_axis(n), 2 ** (bits - 1) - 1
     folded = _fold(weight.double(), quant, n)
     dims = [d for d in range(weight.ndim) if d != axis]

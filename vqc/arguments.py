@@ -43,7 +43,7 @@ def rebind(node: fx.Node, **changed: Any) -> None:
     schema's defaults.
     """
     bound = {**bind(node), **changed}
-    schema = [a for a in node.target._schema.arguments if not a.kwarg_only]  # type: ignore[union-attr]
+    schema = [a for a in node.target._schema.arguments if not a.kwarg_only]
     places = {a.name: i for i, a in enumerate(schema)}
     last = max([len(node.args) - 1, *(places[n] for n in changed if n in places and n not in node.kwargs)])
     node.args = tuple(bound[a.name] for a in schema[: last + 1])

@@ -75,7 +75,7 @@ def permute(c: Call) -> Result:
         return f
     # the order is read off by permuting a tensor whose sizes are the dimensions' own numbers
     probe = torch.empty([i + 1 for i in range(rank)], device="meta")
-    order = [s - 1 for s in c.node.target(probe, *c.node.args[1:], **c.node.kwargs).shape]  # type: ignore[operator]
+    order = [s - 1 for s in c.node.target(probe, *c.node.args[1:], **c.node.kwargs).shape]
     return f.moved(order.index(f.axis))
 
 

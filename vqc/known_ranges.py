@@ -68,14 +68,14 @@ def _rule(n: fx.Node, known: dict[fx.Node, Range]) -> Range | None:
     if n.target in _PASS_THROUGH_WITH_ZERO and first is not None:
         return min(first[0], 0.0), max(first[1], 0.0)
     if n.target is aten.cat.default:
-        parts = [known.get(a) for a in n.args[0]]  # type: ignore[union-attr, arg-type]
+        parts = [known.get(a) for a in n.args[0]]
         if all(p is not None for p in parts):
-            return min(p[0] for p in parts), max(p[1] for p in parts)  # type: ignore[index]
+            return min(p[0] for p in parts), max(p[1] for p in parts)
         return None
     if n.target is aten.clamp.default and len(n.args) == 3 and all(isinstance(a, (int, float)) for a in n.args[1:]):
-        return float(n.args[1]), float(n.args[2])  # type: ignore[arg-type]
+        return float(n.args[1]), float(n.args[2])
     if n.target is aten.mul.Tensor and all(isinstance(a, fx.Node) and a in known for a in n.args[:2]):
-        products = [x * y for x in known[n.args[0]] for y in known[n.args[1]]]  # type: ignore[index]
+        products = [x * y for x in known[n.args[0]] for y in known[n.args[1]]]
         return min(products), max(products)
     if n.target is aten.relu.default and first is not None:
         return max(first[0], 0.0), max(first[1], 0.0)

@@ -104,7 +104,7 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         shown = []
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+        for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             default = f.default
             if f.default_factory is not dataclasses.MISSING:
@@ -285,7 +285,7 @@ def make_pass(name: str, options: Mapping[str, Any] | None = None) -> Pass:
         raise PipelineError(f"there is no pass called {name!r}", way_out="use one of " + ", ".join(sorted(known)))
     cls = known[name]
     hints = get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = {f.name for f in dataclasses.fields(cls)}
     values = {}
     for key, value in (options or {}).items():
         if key not in names:

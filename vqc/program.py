@@ -202,7 +202,7 @@ class Program:
     @property
     def result_nodes(self) -> tuple[fx.Node, ...]:
         """The flat tuple of the graph's outputs: results, next states, assumptions."""
-        return tuple(self.output_node.args[0])  # type: ignore[arg-type]
+        return tuple(self.output_node.args[0])
 
     def constant(self, node: Any) -> torch.Tensor | None:
         """The tensor behind a `get_attr` node, or None when the node is something else."""
@@ -437,7 +437,7 @@ def infer(program: Program, node: fx.Node) -> Any:
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("meta")}
     with torch.no_grad():
-        node.meta["val"] = meta_of(node.target(*args, **kwargs))  # type: ignore[operator]
+        node.meta["val"] = meta_of(node.target(*args, **kwargs))
     return node.meta["val"]
 
 
@@ -467,7 +467,7 @@ def evaluate(program: Program, inputs: Sequence[torch.Tensor], state: Sequence[t
                 env[n] = program.constants[str(n.target)]
             elif n.op == "call_function":
                 args, kwargs = fx.node.map_arg((n.args, n.kwargs), env.__getitem__)
-                env[n] = n.target(*args, **kwargs)  # type: ignore[operator]
+                env[n] = n.target(*args, **kwargs)
             else:
                 return fx.node.map_arg(n.args[0], env.__getitem__)
             if observe is not None and n.op != "get_attr":

@@ -25,7 +25,7 @@ def stages(program: Program, eager: set[str]) -> dict[fx.Node, int]:
     found: dict[fx.Node, int] = {}
     for n in program.calls:
         if n.target is operator.getitem:
-            found[n] = found[n.args[0]]  # type: ignore[index]  # picked where the tuple is made
+            found[n] = found[n.args[0]]  # picked where the tuple is made
             continue
         odd = n.name in eager
         stage = 1 if odd else 0
@@ -114,7 +114,7 @@ class _Step:
 
         for n in self.nodes:
             args, kwargs = fx.node.map_arg((n.args, n.kwargs), load)
-            local[n] = n.target(*args, **kwargs)  # type: ignore[operator]
+            local[n] = n.target(*args, **kwargs)
         env.update((n, local[n]) for n in self.gives)
 
 

@@ -62,7 +62,7 @@ def _protect(graph: fx.Graph, conv: fx.Node) -> None:
 
 def _shapes(conv: fx.Node, other: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of the filter and of the other operand."""
-    return tuple(conv.args[1].meta["val"].shape), tuple(other.meta["val"].shape)  # type: ignore[union-attr]
+    return tuple(conv.args[1].meta["val"].shape), tuple(other.meta["val"].shape)
 
 
 def _would_fold(conv: fx.Node, other: Any) -> bool:

@@ -75,7 +75,7 @@ class Constants:
             else:
                 args, kwargs = fx.node.map_arg((n.args, n.kwargs), self._values.__getitem__)
                 with torch.no_grad():
-                    self._values[n] = n.target(*args, **kwargs)  # type: ignore[operator]
+                    self._values[n] = n.target(*args, **kwargs)
         return self._values[node]
 
 
@@ -148,7 +148,7 @@ def _index_by_numbers(graph: fx.Graph, constants: dict[str, Any], node: fx.Node)
     if node.op != "call_function" or node.target not in (aten.index.Tensor, aten.index_put.default):
         return
     indices: list[Any] = []
-    for i in node.args[1]:  # type: ignore[union-attr]
+    for i in node.args[1]:
         if (
             isinstance(i, fx.Node)
             and i.op == "get_attr"
@@ -159,7 +159,7 @@ def _index_by_numbers(graph: fx.Graph, constants: dict[str, Any], node: fx.Node)
                     indices.append(_attribute(graph, constants, f"{i.target}_at_{k}", numbers))
         else:
             indices.append(i)
-    if len(indices) != len(node.args[1]) or indices != list(node.args[1]):  # type: ignore[arg-type]
+    if len(indices) != len(node.args[1]) or indices != list(node.args[1]):
         node.update_arg(1, indices)
 
 

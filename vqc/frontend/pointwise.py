@@ -40,7 +40,7 @@ def hard_sigmoid(r: Rewriter, node: fx.Node) -> fx.Node | None:
     if x is not None:
         return r.call(aten.hardsigmoid.default, (x,), val=node.meta["val"])
     if is_call(top, aten.mul.Tensor):
-        for one, other in (top.args, top.args[::-1]):  # type: ignore[union-attr]
+        for one, other in (top.args, top.args[::-1]):
             x = _plus_three_to_six(other)
             if x is not None and x is one:
                 return r.call(aten.hardswish.default, (x,), val=node.meta["val"])
@@ -51,8 +51,8 @@ def hard_sigmoid(r: Rewriter, node: fx.Node) -> fx.Node | None:
 def number_first(r: Rewriter, node: fx.Node) -> fx.Node | None:
     """A number, or a constant of no dimension made of one, as the first operand."""
     number, x = node.args[:2]
-    if is_call(number, aten.full.default) and number.meta["val"].ndim == 0:  # type: ignore[union-attr]
-        number = number.args[1]  # type: ignore[union-attr]
+    if is_call(number, aten.full.default) and number.meta["val"].ndim == 0:
+        number = number.args[1]
     if not isinstance(number, (int, float)) or not isinstance(x, fx.Node) or node.kwargs:
         return None
     if shape(x) != shape(node) or x.meta["val"].dtype != node.meta["val"].dtype:
@@ -65,7 +65,7 @@ def number_first(r: Rewriter, node: fx.Node) -> fx.Node | None:
 @rule(aten.split_with_sizes.default)
 def even_split(r: Rewriter, node: fx.Node) -> fx.Node | None:
     """Pieces of one size (the last may be smaller) are a split by that size."""
-    x, sizes = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    x, sizes = node.args[0], list(node.args[1])
     if len(set(sizes[:-1] or sizes)) != 1 or not 0 < sizes[-1] <= sizes[0]:
         return None
     return r.call(aten.split.Tensor, (x, sizes[0], *node.args[2:]), val=node.meta["val"])
@@ -75,13 +75,13 @@ def even_split(r: Rewriter, node: fx.Node) -> fx.Node | None:
 def prelu(r: Rewriter, node: fx.Node) -> fx.Node | None:
     """x where x > 0, w x elsewhere, with one w for each channel."""
     positive, x, scaled = node.args
-    if not is_call(positive, aten.gt.Scalar) or positive.args != (x, 0) or not is_call(scaled, aten.mul.Tensor):  # type: ignore[union-attr]
+    if not is_call(positive, aten.gt.Scalar) or positive.args != (x, 0) or not is_call(scaled, aten.mul.Tensor):
         return None
     assert isinstance(x, fx.Node)
-    for weight, other in (scaled.args[:2], scaled.args[1::-1]):  # type: ignore[union-attr]
+    for weight, other in (scaled.args[:2], scaled.args[1::-1]):
         if other is not x or weight not in r.constant:
             continue
-        count = weight.meta["val"].numel()  # type: ignore[union-attr]
+        count = weight.meta["val"].numel()
         per_channel = len(shape(x)) >= 2 and shape(weight)[::-1][len(shape(x)) - 2 :][:1] == (count,)
         if (count == 1 or per_channel) and count in (1, shape(x)[1] if len(shape(x)) > 1 else 1):
             flat = r.call(aten.reshape.default, (weight, [count]))

@@ -204,7 +204,7 @@ def convolution(r: Rewriter, node: fx.Node) -> fx.Node | None:
 
 def _transposed(r: Rewriter, node: fx.Node) -> fx.Node | None:
     """The matrix whose transpose `node` is; a constant gets a transpose of its own (it is folded later)."""
-    if node.op == "call_function" and node.target is aten.permute.default and list(node.args[1]) == [1, 0]:  # type: ignore[arg-type]
+    if node.op == "call_function" and node.target is aten.permute.default and list(node.args[1]) == [1, 0]:
         source = node.args[0]
         return source if isinstance(source, fx.Node) else None
     if node in r.constant and len(shape(node)) == 2:
@@ -261,7 +261,7 @@ def add_bias(r: Rewriter, node: fx.Node) -> fx.Node | None:
         if not isinstance(product, fx.Node) or product.target is not aten.linear.default or bias not in r.constant:
             continue
         alone = len(product.users) == 1 and (len(product.args) < 3 or product.args[2] is None) and not node.kwargs
-        if alone and shape(bias) == shape(product)[-1:] and bias.meta["val"].dtype == product.meta["val"].dtype:  # type: ignore[union-attr]
+        if alone and shape(bias) == shape(product)[-1:] and bias.meta["val"].dtype == product.meta["val"].dtype:
             return r.call(aten.linear.default, (*product.args[:2], bias), val=node.meta["val"])
     return None
 

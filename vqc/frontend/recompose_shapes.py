@@ -30,10 +30,10 @@ def reshape(r: Rewriter, node: fx.Node) -> fx.Node | None:
 
 @rule(aten.permute.default)
 def permute(r: Rewriter, node: fx.Node) -> fx.Node | None:
-    x, dims = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    x, dims = node.args[0], list(node.args[1])
     assert isinstance(x, fx.Node)
     if x.op == "call_function" and x.target is aten.permute.default:
-        inner = list(x.args[1])  # type: ignore[arg-type]
+        inner = list(x.args[1])
         x, dims = x.args[0], [inner[d] for d in dims]
     if dims == sorted(dims):
         return x  # type: ignore[return-value]
@@ -83,7 +83,7 @@ def hardtanh(r: Rewriter, node: fx.Node) -> fx.Node | None:
 @rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
       aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default)  # fmt: skip
 def adaptive_pool(r: Rewriter, node: fx.Node) -> fx.Node | None:
-    x, size = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    x, size = node.args[0], list(node.args[1])
     rank = len(shape(x))
     if all(s == 1 for s in size):
         return r.call(aten.mean.dim, (x, list(range(rank - len(size), rank)), True), val=node.meta["val"])
@@ -114,7 +114,7 @@ def resize(r: Rewriter, node: fx.Node) -> fx.Node | None:
     size = list(shape(node)[2:])
     scales = list(a["scale_factors"]) if a["scale_factors"] is not None else [None] * len(size)
     corners = (a["align_corners"],) if "align_corners" in a else ()
-    target = getattr(aten, node.target._schema.name.split("::")[1]).default  # type: ignore[union-attr]
+    target = getattr(aten, node.target._schema.name.split("::")[1]).default
     return r.call(target, (a["input"], size, *corners, *scales), val=node.meta["val"])
 
 

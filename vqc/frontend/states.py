@@ -149,7 +149,7 @@ def _slot_state(session: Session, change: Change) -> SlotState:
                 way_out="set it to None or to zeros of its final shape before capture",
             )
         live.append(start if fits else None)
-        resets.append(start.detach().clone() if fits else torch.zeros_like(leaves[i]))  # type: ignore[union-attr]
+        resets.append(start.detach().clone() if fits else torch.zeros_like(leaves[i]))
         name = identifier(change.slot.path if len(change.which) == 1 else f"{change.slot.path}_{len(names)}")
         while name in taken:
             name += "_"

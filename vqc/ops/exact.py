@@ -158,7 +158,7 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
     """The argument of a call by its schema name, wherever it stands; its schema default, then `default`, if absent."""
     if name in node.kwargs:
         return node.kwargs[name]
-    for i, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for i, a in enumerate(node.target._schema.arguments):
         if a.name == name:
             if i < len(node.args):
                 return node.args[i]

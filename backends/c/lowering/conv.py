@@ -33,7 +33,7 @@ def constant_arguments(*names: str) -> Any:
 def _batched(program: Program, node: fx.Node) -> str | None:
     axes = {"conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3, "conv_transpose2d": 4}
     want = axes[op_name(node.target).split("::")[1].split(".")[0]]
-    have = len(shape_of(node.args[0]))  # type: ignore[arg-type]
+    have = len(shape_of(node.args[0]))
     return None if have == want else f"its input has {have} axes, the kernel takes {want}"
 
 
@@ -47,7 +47,7 @@ def triple(value: Sequence[int] | int, axes: int, fill: int) -> tuple[int, int, 
 
 def geometry(node: fx.Node, weight: torch.Tensor, *, transposed: bool, pair: bool = False) -> Geometry:
     """The sizes of a convolution node (aten, or vqc with the same argument names)."""
-    x, out = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]
+    x, out = shape_of(node.args[0]), shape_of(node)
     axes = len(x) - 2
     ones = (1,) * (3 - axes)
     return Geometry(

@@ -36,7 +36,7 @@ def lower_linear(ctx: Lowering, node: fx.Node) -> None:
 
 
 def _batches(program: Program, node: fx.Node) -> str | None:
-    a, b = (shape_of(n) for n in node.args[:2])  # type: ignore[arg-type]
+    a, b = (shape_of(n) for n in node.args[:2])
     if len(a) < 2 or len(b) < 2:
         return f"one operand is a vector ({list(a)} times {list(b)})"
     if numel(b[:-2]) != 1 and tuple(a[:-2]) != tuple(b[:-2]):
@@ -55,7 +55,7 @@ def lower_matmul(ctx: Lowering, node: fx.Node) -> None:
 
 
 def _plain_attention(program: Program, node: fx.Node) -> str | None:
-    q, k, v = (shape_of(n) for n in node.args[:3])  # type: ignore[arg-type]
+    q, k, v = (shape_of(n) for n in node.args[:3])
     if argument(node, "is_causal") or argument(node, "enable_gqa") or float(argument(node, "dropout_p") or 0) != 0:
         return "it is causal, grouped or drops values"
     if q[:-2] != k[:-2] or q[:-2] != v[:-2]:

@@ -200,7 +200,7 @@ def _replicate(size: int, before: int, after: int) -> np.ndarray:
 
 
 def _lower_edge_pad(ctx: Lowering, node: fx.Node, index: Any) -> None:
-    shape = shape_of(node.args[0])  # type: ignore[arg-type]
+    shape = shape_of(node.args[0])
     pads = [int(p) for p in argument(node, "padding")]
     cols = index(shape[-1], pads[0], pads[1])
     if len(pads) == 4:
@@ -229,7 +229,7 @@ def nearest_index(in_size: int, out_size: int, scale: float | None) -> np.ndarra
 
 @lowering("aten::upsample_nearest2d", check=anything)
 def lower_nearest(ctx: Lowering, node: fx.Node) -> None:
-    h, w = shape_of(node.args[0])[-2:]  # type: ignore[arg-type]
+    h, w = shape_of(node.args[0])[-2:]
     oh, ow = (int(s) for s in argument(node, "output_size"))
     gather(
         ctx, node, nearest_index(h, oh, argument(node, "scales_h")), nearest_index(w, ow, argument(node, "scales_w"))
@@ -260,7 +260,7 @@ def lower_index_select(ctx: Lowering, node: fx.Node) -> None:
 
 
 def _fill_value(node: fx.Node) -> float:
-    name = node.target.name()  # type: ignore[union-attr]
+    name = node.target.name()
     if "zeros" in name:
         return 0.0
     return 1.0 if "ones" in name else float(argument(node, "fill_value"))

@@ -29,14 +29,14 @@ def _norm(ctx: Lowering, node: fx.Node, rows: int, count: int, cycle: int, span:
 
 @lowering("aten::layer_norm", check=FLOATS)
 def lower_layer_norm(ctx: Lowering, node: fx.Node) -> None:
-    shape = shape_of(node.args[0])  # type: ignore[arg-type]
+    shape = shape_of(node.args[0])
     count = numel([int(s) for s in argument(node, "normalized_shape")])
     _norm(ctx, node, numel(shape) // count, count, 1, 1)
 
 
 @lowering("aten::group_norm", check=FLOATS)
 def lower_group_norm(ctx: Lowering, node: fx.Node) -> None:
-    shape = shape_of(node.args[0])  # type: ignore[arg-type]
+    shape = shape_of(node.args[0])
     groups, span = int(argument(node, "num_groups")), numel(shape[2:])
     _norm(ctx, node, shape[0] * groups, shape[1] // groups * span, groups, span)
 
@@ -47,7 +47,7 @@ def _own_statistics(program: Program, node: fx.Node) -> str | None:
 
 @lowering("aten::instance_norm", check=all_of(FLOATS, _own_statistics))
 def lower_instance_norm(ctx: Lowering, node: fx.Node) -> None:
-    shape = shape_of(node.args[0])  # type: ignore[arg-type]
+    shape = shape_of(node.args[0])
     span = numel(shape[2:])
     _norm(ctx, node, shape[0] * shape[1], span, shape[1], span)
 

@@ -37,7 +37,7 @@ def _average(ctx: Lowering, node: fx.Node, windows: Sequence[tuple[np.ndarray, n
 
 
 def _lower_avg(ctx: Lowering, node: fx.Node, kernel: tuple[int, int]) -> None:
-    shape = shape_of(node.args[0])  # type: ignore[arg-type]
+    shape = shape_of(node.args[0])
     stride, padding = _pair(argument(node, "stride"), kernel), _pair(argument(node, "padding"), (0, 0))
     ceil, inside = bool(argument(node, "ceil_mode")), bool(argument(node, "count_include_pad"))
     windows = [pool_windows(shape[i - 2], kernel[i], stride[i], padding[i], ceil, inside) for i in (0, 1)]
@@ -79,7 +79,7 @@ def lower_max_pool(ctx: Lowering, node: fx.Node) -> None:
 
 @lowering("aten::adaptive_avg_pool2d", check=FLOATS)
 def lower_adaptive(ctx: Lowering, node: fx.Node) -> None:
-    shape = shape_of(node.args[0])  # type: ignore[arg-type]
+    shape = shape_of(node.args[0])
     size = tuple(shape_of(node)[-2:])
     if size == (1, 1):
         _mean(ctx, node)

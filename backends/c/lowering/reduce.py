@@ -19,7 +19,7 @@ _KINDS = {"sum": "VQC_REDUCE_SUM", "mean": "VQC_REDUCE_SUM", "amax": "VQC_REDUCE
 
 
 def _axes(node: fx.Node) -> list[int]:
-    rank = len(shape_of(node.args[0]))  # type: ignore[arg-type]
+    rank = len(shape_of(node.args[0]))
     dims: Any = argument(node, "dim")
     if dims is None or (isinstance(dims, (tuple, list)) and not dims):
         return list(range(rank))

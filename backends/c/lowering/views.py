@@ -74,7 +74,7 @@ def view_of(ctx: Lowering, node: fx.Node, v: Value) -> Any:
     meta = _as_meta(v)
     args = tuple(meta if a is node.args[0] else _like(a) for a in node.args)
     try:
-        out = node.target(*args, **node.kwargs)  # type: ignore[operator]
+        out = node.target(*args, **node.kwargs)
     except RuntimeError:  # `view` refuses strides it cannot express
         return None
     if isinstance(out, torch.Tensor):
