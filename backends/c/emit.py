@@ -291,7 +291,7 @@ def _init_signature(name: str) -> str:
 
 def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, plan: MemoryPlan) -> str:
     hash_bytes = digest(lowered.weights)
-    calls = [line for c in lowered.calls for line in emitter.call(c)]
+    calls = [line for i, c in enumerate(lowered.calls) for line in (*emitter.call(c), f"    MARK({i});")]
     families = sorted({HEADERS[c.family] for c in lowered.calls})
     resets = []
     for state, value in zip(lowered.states, lowered.resets, strict=True):
@@ -309,6 +309,7 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
         "S": "#define S(offset) ((void *)((unsigned char *)state + (offset)))",
         "I": "#define I(index) (inputs[index])",
         "O": "#define O(index) (outputs[index])",
+        "MARK": "#define MARK(call) do { if (m->mark != NULL) m->mark(m->mark_arg, call); } while (0)",
     }
     return "\n".join([
         f"/* {name}: generated; the calls of one step and their parameters. */",
@@ -349,7 +350,7 @@ def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, pla
         *(["    if (inputs == NULL) return VQC_E_NULL;"] if lowered.inputs else ["    (void)inputs;"]),
         *(["    if (outputs == NULL) return VQC_E_NULL;"] if lowered.outputs else ["    (void)outputs;"]),
         *_checks("inputs", lowered.inputs), *_checks("outputs", lowered.outputs),
-        *calls, "    return VQC_OK;", "}", "",
+        *(["    MARK(-1);"] if calls else []), *calls, "    return VQC_OK;", "}", "",
     ])  # fmt: skip
 
 

@@ -73,13 +73,18 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A strided tensor: strides and offset in elements of `dtype`."""
+    """A tensor in memory: strides and offset in elements of `dtype`.
+
+    `layout`: None for a strided tensor, else the name of a packed layout (layouts.py), which says where the elements
+    lie; strides mean nothing then.
+    """
 
     buffer: Buffer
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int = 0
+    layout: str | None = None
 
     @property
     def item(self) -> int:
@@ -93,6 +98,8 @@ class Value:
     @property
     def is_dense(self) -> bool:
         """Whether the elements lie in row-major order without gaps (axes of size 1 may have any stride)."""
+        if self.layout is not None:
+            return False
         step = 1
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if size != 1 and stride != step:

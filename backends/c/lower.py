@@ -11,6 +11,7 @@ from torch import fx
 
 from vqc.backends.c import expr as ex
 from vqc.backends.c.ir import Arg, Buffer, Call, Lowered, Ref, Scratch, Struct, Value, align, dense_strides, numel
+from vqc.backends.c.layouts import LAYOUTS
 from vqc.backends.c.registry import rule_for
 from vqc.backends.c.weights import WeightPool
 from vqc.errors import UnsupportedOp
@@ -42,6 +43,11 @@ class Lowering:
 
     def value(self, arg: Any) -> Value:
         """The tensor of a node as it lies in memory, possibly strided."""
+        found = self.anyhow(arg)
+        return found if found.layout is None else self._converted(found, None)
+
+    def anyhow(self, arg: Any) -> Value:
+        """The tensor of a node in memory, in whatever layout it was made."""
         if isinstance(arg, Value):
             return arg
         if arg not in self.env and arg.op == "get_attr":
@@ -50,6 +56,20 @@ class Lowering:
         if isinstance(found, ex.Expr):  # a lazy pointwise result somebody needs in memory
             found = self.env[arg] = self.compute(found, arg)
         return found
+
+    def packed(self, arg: Any, layout: str) -> Value:
+        """The tensor of a node in a packed layout, converted if need be (once)."""
+        found = self.anyhow(arg)
+        return found if found.layout == layout else self._converted(self.dense(found), layout)
+
+    def _converted(self, value: Value, layout: str | None) -> Value:
+        key = (id(value.buffer), value.offset, value.shape, value.strides, value.dtype, value.layout, layout)
+        if key not in self._dense:
+            how = LAYOUTS[layout or value.layout or ""]
+            made = self.new(value.shape, value.dtype, layout=layout)
+            (how.pack if layout else how.unpack)(self, value, made)
+            self._dense[key] = made
+        return self._dense[key]
 
     def dense(self, arg: Any) -> Value:
         """The tensor of a node in row-major order without gaps, copied if need be (once)."""
@@ -63,16 +83,17 @@ class Lowering:
             self._dense[key] = copy
         return self._dense[key]
 
-    def new(self, shape: Sequence[int], dtype: torch.dtype, name: str | None = None) -> Value:
-        """A fresh dense tensor in the arena."""
-        value = Value(Buffer(name or self._name(), 0, "arena"), dtype, tuple(shape), dense_strides(shape))
-        value.buffer.size = value.count * value.item
+    def new(self, shape: Sequence[int], dtype: torch.dtype, name: str | None = None, layout: str | None = None
+            ) -> Value:  # fmt: skip
+        """A fresh tensor in the arena, dense or in a packed layout."""
+        value = Value(Buffer(name or self._name(), 0, "arena"), dtype, tuple(shape), dense_strides(shape), 0, layout)
+        value.buffer.size = LAYOUTS[layout].size(value.shape, dtype) if layout else value.count * value.item
         return value
 
-    def result(self, node: fx.Node) -> Value:
+    def result(self, node: fx.Node, layout: str | None = None) -> Value:
         """A fresh tensor for a node's result, bound to it."""
         val = node.meta["val"]
-        value = self.env[node] = self.new(tuple(val.shape), val.dtype, node.name)
+        value = self.env[node] = self.new(tuple(val.shape), val.dtype, node.name, layout)
         return value
 
     def weight(self, tensor: torch.Tensor | np.ndarray, name: str = "constant") -> Value:

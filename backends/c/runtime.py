@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,12 +21,16 @@ from vqc.program import Program
 WEIGHT_ERRORS = range(4, 9)
 
 
+MARK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)  # vqc_mark
+
+
 class ModelStruct(ctypes.Structure):
     """vqc_model."""
 
     _fields_ = (
         ("weights", ctypes.c_void_p), ("arena", ctypes.c_void_p), ("parallel", ctypes.c_void_p),
-        ("pool", ctypes.c_void_p), ("program", ctypes.c_uint64), ("workers", ctypes.c_int32),
+        ("pool", ctypes.c_void_p), ("mark", ctypes.c_void_p), ("mark_arg", ctypes.c_void_p),
+        ("program", ctypes.c_uint64), ("workers", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -111,6 +117,28 @@ class CModel:
         wanted = (ctypes.c_void_p * max(len(outputs), 1))(*[x.data_ptr() for x in outputs])
         self._check(self._run(ctypes.byref(self._struct), state.data_ptr(), given, wanted), "a step")
         return outputs
+
+    @contextmanager
+    def profiled(self) -> Iterator[list[float]]:
+        """Within this context every step adds to the yielded list: seconds of each call, in the order they run."""
+        calls = len(self.model.lowered.calls)
+        seconds = [0.0] * calls
+        at = 0.0
+        clock = time.perf_counter
+
+        def mark(_: int | None, call: int) -> None:
+            nonlocal at
+            now = clock()
+            if call >= 0:
+                seconds[call] += now - at
+            at = clock()
+
+        hook = MARK(mark)
+        self._struct.mark = ctypes.cast(hook, ctypes.c_void_p)
+        try:
+            yield seconds
+        finally:
+            self._struct.mark = None
 
     def state_tensors(self, state: torch.Tensor) -> list[torch.Tensor]:
         """The states as tensors in the block's memory."""

@@ -19,7 +19,7 @@ import torch
 from vqc.backends.c.ir import ALIGN, Buffer, Value, align, dense_strides
 
 MAGIC = b"VQCWGHT\n"
-ABI = 1
+ABI = 2
 HEADER = 64
 
 

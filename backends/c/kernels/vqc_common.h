@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define VQC_ABI 1u       /* of the weights file and of vqc_model; checked when a model is initialised */
+#define VQC_ABI 2u       /* of the weights file and of vqc_model; checked when a model is initialised */
 #define VQC_ALIGN 64u    /* bytes; arena, state and weights must start at a multiple of it */
 #define VQC_MAX_DIMS 8   /* axes of a strided copy or a pointwise program after merging */
 
@@ -34,12 +34,18 @@ typedef void (*vqc_task)(void *arg, int index, int worker);
  * same time must have different workers, each below vqc_model.workers. */
 typedef void (*vqc_parallel_for)(void *pool, vqc_task task, void *arg, int count);
 
-/* Owned by the caller, filled by NAME_init. `parallel` and `pool` may be set afterwards; NULL means serial. */
+/* Told after every call of a step that it has ended; `call` counts from 0 in the order of NAME_run. -1: a step begins. */
+typedef void (*vqc_mark)(void *arg, int call);
+
+/* Owned by the caller, filled by NAME_init. `parallel` and `pool` may be set afterwards (NULL means serial), and so may
+ * `mark` and `mark_arg` (NULL: nobody is told). */
 typedef struct vqc_model {
     const unsigned char *weights;
     unsigned char *arena;
     vqc_parallel_for parallel;
     void *pool;
+    vqc_mark mark;
+    void *mark_arg;
     uint64_t program; /* which program initialised it */
     int32_t workers;  /* how many may run at once: the arena holds scratch for so many */
 } vqc_model;

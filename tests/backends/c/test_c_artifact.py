@@ -62,6 +62,7 @@ int tiny_reset(const tiny_model *m, void *state) {
 #define S(offset) ((void *)((unsigned char *)state + (offset)))
 #define I(index) (inputs[index])
 #define O(index) (outputs[index])
+#define MARK(call) do { if (m->mark != NULL) m->mark(m->mark_arg, call); } while (0)
 
 int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *const *outputs) {
     const int error = check(m, state);
@@ -72,12 +73,16 @@ int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *
     if ((uintptr_t)inputs[0] % 4 != 0) return VQC_E_ALIGN;
     if (outputs[0] == NULL) return VQC_E_NULL;
     if ((uintptr_t)outputs[0] % 4 != 0) return VQC_E_ALIGN;
+    MARK(-1);
     /* conv2d_default: f32[1,1,2,3]  test.py: aten.conv2d.default */
     vqc_conv_f32(m, &p_conv2d_default, I(0), W(0), NULL, NULL, A(64), A(0));
+    MARK(0);
     /* add_tensor: f32[1,1,2,3]  test.py: aten.add.Tensor */
     vqc_pointwise_f32(m, &p_add_tensor, (const void *const[]){A(64), S(0)}, (void *const[]){S(0)});
+    MARK(1);
     /* relu_default: f32[1,1,2,3]  test.py: aten.relu.default */
     vqc_pointwise_f32(m, &p_relu_default, (const void *const[]){S(0)}, (void *const[]){O(0)});
+    MARK(2);
     return VQC_OK;
 }
 """,
