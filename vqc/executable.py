@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 
-from vqc.errors import AssumptionError
+from vqc.errors import AssumptionError, TargetError
+from vqc.layers import Layer, by_kernel, text
 from vqc.program import Declined, Program
 
 
 @dataclass
 class CompileReport:
-    """What a backend did: the kernel of every node, what it left to another engine and why, sizes in bytes."""
+    """What a backend did: the kernel of every node, what it left to another engine and why, sizes in bytes.
+
+    `layers`: one row a kernel call, in the order they run (`Executable.profile` adds times). `arena_bytes`: working
+    memory; `live_bytes`: the most that is alive at once in it, below which no plan can go. `peaks`: the machine's own,
+    10^9 multiply-adds a second by kind, where they were measured.
+    """
 
     backend: str
     target: str
@@ -25,9 +31,27 @@ class CompileReport:
     arena_bytes: int = 0
     weight_bytes: int = 0
     state_bytes: int = 0
+    live_bytes: int = 0
+    layers: list[Layer] = field(default_factory=list)
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """Every layer as a line of plain text: node, operator, kernel, result, operations, bytes, times."""
+        return text([layer.row() for layer in self.layers])
+
+    def summary(self) -> str:
+        """Every kernel as a line of plain text: its calls, operations, bytes and times."""
+        return text(by_kernel(self.layers))
 
     def __str__(self) -> str:
         lines = [f"{self.backend} for {self.target}: {len(self.kernels)} kernels, {len(self.fallbacks)} fallbacks"]
+        if self.live_bytes:
+            part = self.arena_bytes / self.live_bytes
+            lines.append(f"  memory: arena {self.arena_bytes / 1e6:.2f} MB ({part:.3f} of what is alive at once), "
+                         f"weights {self.weight_bytes / 1e6:.2f} MB, "
+                         f"states {self.state_bytes / 1e6:.2f} MB")  # fmt: skip
+        if self.layers and all(x.measured_ms is not None for x in self.layers):
+            lines.append(f"  measured: {sum(x.measured_ms or 0.0 for x in self.layers):.2f} ms a step, profiled")
         lines += [f"  note: {n}" for n in self.notes]
         lines += [f"  fallback {d.node}: {d.reason}" for d in self.fallbacks]
         return "\n".join(lines)
@@ -69,6 +93,15 @@ class Executable(ABC):
               ) -> Sequence[torch.Tensor]:  # fmt: skip
         """All flat outputs of one step, the extra ones of `Program.with_outputs` included."""
         return self._run(inputs, self.program.initial_state() if state is None else list(state))
+
+    def profile(self, steps: Sequence[Sequence[torch.Tensor]], rounds: int = 3) -> CompileReport:
+        """Run steps (flat inputs of each, the state carried) several times over, and time every kernel call.
+
+        Returns the report with `layers` measured: the least time of a call among the rounds, mean over the steps. The
+        first round, which warms caches, does not count unless it is the only one. Raises TargetError when the backend
+        cannot tell calls apart.
+        """
+        raise TargetError(f"the backend {self.report.backend} does not time its layers", way_out="use target native")
 
 
 class Stream:

@@ -10,6 +10,7 @@ from torch import fx
 
 from vqc.backends import Backend
 from vqc.backends.c.build import TARGET_FLAGS, THREAD_POOL, Compiler, build_library, find_compiler
+from vqc.backends.c.cost import layers
 from vqc.backends.c.emit import KERNELS, Model, generate
 from vqc.backends.c.lower import lower
 from vqc.backends.c.registry import why_not
@@ -119,5 +120,6 @@ def compile_whole(program: Program, target: str, compiler: Compiler, threads: in
     report = CompileReport(
         "c", target, dict(model.lowered.kernels), notes=[f"compiler: {compiler.version}", f"threads: {threads}"],
         arena_bytes=model.arena_size, weight_bytes=len(model.weights), state_bytes=model.state_size,
+        live_bytes=model.plan.live, layers=layers(program, model.lowered),
     )  # fmt: skip
     return CExecutable(program, report, CModel(model, library, threads))

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from vqc.backends.c.build import Compiler
-from vqc.backends.c.runtime import CExecutable
+from vqc.backends.c.runtime import CExecutable, profile
 from vqc.executable import CompileReport, Executable
 from vqc.program import Declined, Input, Program, dtype_of, shape_of
 
@@ -92,6 +92,10 @@ class PartitionedExecutable(Executable):
             results.append(x.clone() if alias else x)
         return results
 
+    def profile(self, steps: Sequence[Sequence[torch.Tensor]], rounds: int = 3) -> CompileReport:
+        """As `Executable.profile`; what runs in PyTorch has no rows."""
+        return profile(self, [s.compiled.model for s in self.steps if s.compiled is not None], steps, rounds)
+
 
 class _Step:
     """One stage: a compiled segment, or calls run one after the other."""
@@ -133,7 +137,10 @@ def compile_partitioned(program: Program, target: str, missing: Sequence[Decline
         if stage % 2 == 0:
             compiled = compile_whole(part, target, compiler, threads)
             report.kernels.update(compiled.report.kernels)
+            report.layers += compiled.report.layers
+            report.peaks = compiled.report.peaks
             report.arena_bytes += compiled.report.arena_bytes
+            report.live_bytes += compiled.report.live_bytes
             report.weight_bytes += compiled.report.weight_bytes
             report.notes = compiled.report.notes
         steps.append(_Step(nodes, needs, gives, compiled))

@@ -2,12 +2,13 @@
 
 Three steps. `remove_copies` places a tensor that is only copied somewhere right at its destination (a part of a
 concatenation, an output, a state). `share` lets a pointwise result take over its dying operand. `place` gives every
-remaining buffer and scratch an offset: largest first, at the lowest offset that is free over its whole life.
+remaining buffer and scratch an offset, so that what is alive at once lies apart: the best of several orders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vqc.backends.c.ir import Buffer, Call, Lowered, align
@@ -25,12 +26,16 @@ class Life:
 
 @dataclass
 class MemoryPlan:
-    """Arena offsets by buffer (its own start, wherever it lives), scratch offsets by call, and the arena's size."""
+    """Arena offsets by buffer (its own start, wherever it lives), scratch offsets by call, and the arena's size.
+
+    `live`: the most bytes alive at once, scratch included, each life rounded up to 64: no plan is smaller.
+    """
 
     offsets: dict[Buffer, int]
     scratch: dict[Call, int]
     size: int
     lives: list[Life]
+    live: int = 0
 
 
 def remove_copies(calls: Sequence[Call]) -> list[Call]:
@@ -120,23 +125,101 @@ def _chains(buffer: Buffer) -> list[Buffer]:
 
 
 def place(lives: Iterable[Life]) -> int:
-    """Set every life's offset, a multiple of 64; returns the arena's size in bytes."""
-    todo = sorted(lives, key=lambda x: (-x.size, x.first, x.last))
-    placed: list[Life] = []
-    total = 0
-    for life in todo:
+    """Set every life's offset, a multiple of 64; returns the arena's size in bytes.
+
+    Interval colouring with sizes is hard in general, so several orders are tried, each life at the tightest gap that is
+    free over its whole life, and then orders near the best one, drawn from a fixed seed. It ends as soon as a placement
+    needs no more than is alive at once; the same lives always give the same offsets.
+    """
+    items = list(lives)
+    bound = most_alive(items)
+    best: tuple[int, list[int]] | None = None
+    for order in _orders(items):
+        offsets = _fit(items, order)
+        size = max((offsets[i] + align(x.size) for i, x in enumerate(items)), default=0)
+        if best is None or size < best[0]:
+            best = size, offsets
+        if size == bound:
+            break
+    if best is None:
+        return 0
+    if best[0] > bound:
+        best = _climb(items, best, bound)
+    for x, offset in zip(items, best[1], strict=True):
+        x.offset = offset
+    return best[0]
+
+
+CLIMBS = 400  # placements the search near the best order may try
+CLIMB_WORK = 200_000_000  # and the pairs of lives it may look at
+
+
+def _orders(items: Sequence[Life]) -> Iterator[list[int]]:
+    """Orders of placing: by size, by size times length of life, by length of life, by first use."""
+    keys: tuple[Callable[[Life], tuple[int, ...]], ...] = (
+        lambda x: (-x.size, x.first, x.last),
+        lambda x: (-x.size * (x.last - x.first + 1), x.first),
+        lambda x: (x.first - x.last, -x.size, x.first),
+        lambda x: (x.first, -x.size, x.last),
+    )
+    for key in keys:
+        yield sorted(range(len(items)), key=lambda i: (key(items[i]), i))
+
+
+def _fit(items: Sequence[Life], order: Sequence[int]) -> list[int]:
+    """Offsets when lives are placed in this order, each in the tightest gap that is free over its whole life."""
+    offsets = [0] * len(items)
+    placed: list[int] = []
+    for i in order:
+        life = items[i]
         taken = sorted(
-            (p.offset, p.offset + align(p.size)) for p in placed if p.first <= life.last and life.first <= p.last
-        )
+            (offsets[j], offsets[j] + align(items[j].size)) for j in placed
+            if items[j].first <= life.last and life.first <= items[j].last
+        )  # fmt: skip
         at, size, best, room = 0, align(life.size), -1, -1
         for start, end in taken:
-            if start - at >= size and (best < 0 or start - at < room):  # the tightest gap
+            if start - at >= size and (best < 0 or start - at < room):
                 best, room = at, start - at
             at = max(at, end)
-        life.offset = best if best >= 0 else at
-        placed.append(life)
-        total = max(total, life.offset + size)
-    return total
+        offsets[i] = best if best >= 0 else at
+        placed.append(i)
+    return offsets
+
+
+def _climb(items: Sequence[Life], best: tuple[int, list[int]], bound: int) -> tuple[int, list[int]]:
+    """Move what stands highest to the front of the order, or swap two lives at random, as long as it does not harm."""
+    rng = random.Random(0)
+    order = sorted(range(len(items)), key=lambda i: (best[1][i], i))
+    size, offsets = best
+    for _ in range(min(CLIMBS, CLIMB_WORK // max(1, len(items) ** 2))):
+        tried = list(order)
+        top = max(range(len(items)), key=lambda i: (offsets[i] + align(items[i].size), i))
+        if rng.random() < 0.5:
+            tried.remove(top)
+            tried.insert(rng.randrange(len(tried) + 1), top)
+        else:
+            a, b = rng.randrange(len(tried)), rng.randrange(len(tried))
+            tried[a], tried[b] = tried[b], tried[a]
+        found = _fit(items, tried)
+        new = max(found[i] + align(x.size) for i, x in enumerate(items))
+        if new <= size:
+            size, offsets, order = new, found, tried
+        if size == bound:
+            break
+    return size, offsets
+
+
+def most_alive(lives: Sequence[Life]) -> int:
+    """The most bytes alive at once."""
+    change: dict[int, int] = {}
+    for x in lives:
+        change[x.first] = change.get(x.first, 0) + align(x.size)
+        change[x.last + 1] = change.get(x.last + 1, 0) - align(x.size)
+    alive = most = 0
+    for at in sorted(change):
+        alive += change[at]
+        most = max(most, alive)
+    return most
 
 
 def make_plan(lowered: Lowered) -> MemoryPlan:
@@ -152,4 +235,5 @@ def make_plan(lowered: Lowered) -> MemoryPlan:
             root, offset = b.root()
             if root.kind == "arena":
                 offsets[b] = roots[root].offset + offset
-    return MemoryPlan(offsets, {c: s.offset for c, s in scratch.items()}, size, [*roots.values(), *scratch.values()])
+    lives = [*roots.values(), *scratch.values()]
+    return MemoryPlan(offsets, {c: s.offset for c, s in scratch.items()}, size, lives, most_alive(lives))

@@ -6,7 +6,8 @@ import ctypes
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from vqc.backends.c.emit import Model
 from vqc.backends.c.ir import ALIGN
 from vqc.errors import ArtifactError, InputError, TargetError
 from vqc.executable import CompileReport, Executable
+from vqc.layers import measured
 from vqc.program import Program
 
 # vqc_error in vqc_common.h
@@ -169,3 +171,25 @@ class CExecutable(Executable):
         next_state = dict(zip((s.output for s in self.program.states), held, strict=True))
         count = len(self.program.result_nodes)
         return [next_state[i] if i in next_state else next(results) for i in range(count)]
+
+    def profile(self, steps: Sequence[Sequence[torch.Tensor]], rounds: int = 3) -> CompileReport:
+        """As `Executable.profile`."""
+        return profile(self, [self.model], steps, rounds)
+
+
+def profile(executable: Executable, models: Sequence[CModel], steps: Sequence[Sequence[torch.Tensor]], rounds: int
+            ) -> CompileReport:  # fmt: skip
+    """Time the calls of an executable's models, whose layers stand in its report one model after the other."""
+    if not steps or rounds < 1:
+        raise InputError("nothing to profile", why=f"{len(steps)} steps, {rounds} rounds", way_out="give one or more")
+    best: list[float] = []
+    for turn in range(rounds):
+        with ExitStack() as stack:
+            times = [stack.enter_context(m.profiled()) for m in models]
+            state = None
+            for inputs in steps:
+                _, state = executable.step(inputs, state)
+        spent = [t / len(steps) for part in times for t in part]
+        best = spent if turn <= 1 else [min(a, b) for a, b in zip(best, spent, strict=True)]
+    report = executable.report
+    return replace(report, layers=measured(report.layers, best, report.peaks))

@@ -142,3 +142,14 @@ def test_an_unwritable_folder_is_told_before_anything_runs(place: Path, tmp_path
 def test_debug_lets_the_error_through(place: Path) -> None:
     result = CliRunner().invoke(app, ["--debug", "run", f"{place}/nets.py:matting", "x.mp4", "--recipe", "int9000"])
     assert isinstance(result.exception, PipelineError)
+
+
+def test_bench_shows_kernels_or_every_call(place: Path) -> None:
+    said = vqc("bench", f"{place}/nets.py:matting", "--frames", "2")  # of the example
+    assert "vqc_conv_f32" in said and "of what is alive at once" in said and "ms a step" in said
+    assert "aten.conv2d" not in said
+    said = vqc("bench", f"{place}/nets.py:matting", "--frames", "2", "--layers", "--clip", place / "a.mp4",
+               "--recipe", "int8", "--calibration", place / "b.mp4", "--calibration-frames", "4")  # fmt: skip
+    assert "quantized_decomposed.quantize_per_" in said and "share" in said
+    said = vqc("bench", f"{place}/nets.py:matting", "--frames", "2", "--target", "reference")
+    assert "ms a step" in said and "every kernel" not in said

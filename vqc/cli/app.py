@@ -11,8 +11,10 @@ from typer.core import TyperGroup
 import vqc
 from vqc import video
 from vqc.backends import TARGETS
+from vqc.cli.bench import bench as run_bench
+from vqc.cli.bench import layer_rows
 from vqc.cli.demo import run_demo
-from vqc.cli.show import Reporter, out, show_error, table
+from vqc.cli.show import Reporter, out, show_error, show_layers, table
 from vqc.cli.work import Job, clip_path, parse_size, save
 from vqc.errors import VqcError
 from vqc.pipeline import passes as known_passes
@@ -124,6 +126,24 @@ def inspect(model: Model, recipe: Recipe = "float", calibration: Calibration = N
     ordered = sorted(kinds.items(), key=lambda item: -item[1])
     if ordered:
         table([{"kernel": kernel, "nodes": str(count)} for kernel, count in ordered])
+
+
+@app.command()
+def bench(model: Model, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
+          clip: Annotated[str | None, typer.Option(help="The clip to run; none: the network's example.")] = None,
+          frames: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 8, size: Size = None,
+          calibration_frames: CalibrationFrames = 8, threads: Threads = 1,
+          layers: Annotated[bool, typer.Option("--layers", help="A row for every call, not every kernel.")] = False,
+          tune: Annotated[bool, typer.Option("--tune", help="Time the variants of each kernel first.")] = False,
+          ) -> None:  # fmt: skip
+    """Time a compiled network: ms a step, and what each layer's kernel takes of it."""
+    job = Job(model, clip or "", recipe, target, calibration, size, frames, 0, calibration_frames, threads)
+    with Reporter() as report:
+        executable, row = run_bench(job, report, tune=tune)
+    if executable.report.layers:
+        show_layers(layer_rows(executable, each=layers), "every call" if layers else "every kernel")
+    out().print(str(executable.report), markup=False)
+    table([row])
 
 
 def _summary(program: Program) -> None:

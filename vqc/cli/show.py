@@ -15,6 +15,7 @@ from vqc.errors import VqcError
 from vqc.report.tables import columns
 
 LOG_WIDTH = 140  # columns of a table that no terminal bounds
+LAYER_WIDTH = 200  # and of one that lists layers
 EVERY = 10.0  # seconds between two lines of one stage in a log
 
 
@@ -49,6 +50,21 @@ def table(rows: Sequence[dict[str, str]], title: str | None = None) -> None:
     for row in rows:
         made.add_row(*(escape(row.get(name, "–")) for name in names))
     console = out()
+    console.print(made, soft_wrap=False)
+
+
+def show_layers(rows: Sequence[dict[str, str]], title: str) -> None:
+    """Print the rows of layers as a table that is as wide as it needs to be when no terminal bounds it."""
+    made = Table(title=title, pad_edge=False)
+    names = columns(rows)
+    for name in names:
+        text = name in ("node", "operator", "kernel", "result")
+        made.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for row in rows:
+        made.add_row(*(escape(row.get(name, "–")) for name in names))
+    console = out()
+    if not console.is_terminal:
+        console.width = LAYER_WIDTH
     console.print(made, soft_wrap=False)
 
 
