@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers quantized_decomposed::*)
 
+from vqc.ops.binary import bconv2d, bconv2d_threshold, binarize
 from vqc.ops.conv import qconv2d, qconv2d_requantize, qconv_transpose2d, qconv_transpose2d_requantize
 from vqc.ops.exact import EXACT, exp, hardsigmoid, hardswish, is_exact, sigmoid, silu, tanh
 from vqc.ops.linear import qlinear, qlinear_requantize
@@ -17,7 +18,7 @@ from vqc.ops.pool import avg_pool2d, mean_hw, pool_windows
 from vqc.ops.resample import bilinear_table, grid_sample, resize_bilinear
 
 __all__ = [
-    "EXACT", "avg_pool2d", "bilinear_table", "conv2d", "conv_transpose2d", "exp", "grid_sample", "hardsigmoid",
+    "EXACT", "avg_pool2d", "bconv2d", "bconv2d_threshold", "bilinear_table", "binarize", "conv2d", "conv_transpose2d", "exp", "grid_sample", "hardsigmoid",
     "hardswish", "is_exact", "lut", "mean_hw", "pool_windows", "qconv2d", "qconv2d_requantize", "qconv_transpose2d",
     "qconv_transpose2d_requantize", "qlinear", "qlinear_requantize", "resize_bilinear", "sigmoid", "silu", "tanh",
 ]  # fmt: skip

@@ -1,0 +1,75 @@
+/* Binary convolutions, and the sign that makes pictures for them.
+ *
+ * Meaning (the vqc:: operators binarize, bconv2d, bconv2d_threshold): values are +1 and -1, padding is a true zero.
+ *   acc = sum x * w over the taps inside the picture          (int32)
+ *   y   = (float)acc * scale[o] + bias[o]                     (two roundings), then the epilogue
+ *
+ * Bits. A bit is 1 for -1 and 0 for +1: bit = x < tau.
+ *   Pictures (layout "b32"): uint32 [N][ceil(C/32)][H][W]; bit b of word g is channel 32 g + b. Positions lie side by
+ *     side, so kernels put positions into lanes and their results are born planar, like the float tensors.
+ *   Weights: uint32 [ceil(O/8)][ceil(C/32)][kh][kw][8]: blocks of 8 output channels, innermost the channel of the block.
+ *   Bits of channels that do not exist (the last word, the last block) are 0 in both, and so never differ.
+ *   With d = number of differing bits over the taps inside:  acc = C * (taps inside) - 2 d.
+ *
+ * Padding. A kernel that counts padded taps as zero bits counts their weights' ones. `base` repairs that: output rows
+ * and columns fall into classes by which taps lie outside, and acc = base[o][row class][column class] - 2 * (count over
+ * all taps). A kernel that can leave padded taps out counts d itself, and takes C * (taps inside) instead.
+ *
+ * The hook. vqc_bconv_core.h does everything but the counting. A processor's file (vqc_bconv_NAME.h, chosen in
+ * vqc_bconv.c by the compiler's macros) defines, see vqc_bconv_generic.h for the plain one:
+ *   BC_E                 element of the unpacked input (uint32_t or uint8_t); BC_PLANES of them hold a word of 32 channels
+ *   BC_LANES             positions at a time: rows of unpacked input have so many more elements than needed
+ *   BC_PAD               what BC_E is outside the picture
+ *   bc_expand            words of one row -> BC_PLANES rows of BC_E
+ *   bc_sums(b, x, t)     t[j][i] = acc of channel j of the block at position i of a segment of up to 64 positions
+ * Tests compile every file with -DVQC_GENERIC as well, which chooses the plain hook: results are equal bit for bit.
+ *
+ * Masked. bc_row computes any segment of a row; a masked kernel calls it for active segments alone.
+ */
+#ifndef VQC_BCONV_H
+#define VQC_BCONV_H
+
+#include "vqc_common.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum vqc_bconv_activation { VQC_BACT_NONE = 0, VQC_BACT_RELU = 1, VQC_BACT_PRELU = 2 };
+
+typedef struct vqc_bconv_params {
+    int32_t n, c, h, w;                     /* input */
+    int32_t o, oh, ow;                      /* output */
+    int32_t kh, kw, sh, sw, ph, pw, dh, dw; /* kernel, stride, padding, dilation */
+    int32_t row_classes, column_classes;    /* see above; at most 16 classes of columns */
+    int32_t rows;                           /* output rows of one task */
+    int32_t act;                            /* enum vqc_bconv_activation */
+    int32_t taus;                           /* thresholds of the sign that follows: 1 or o */
+    size_t scratch;                         /* bytes of scratch for one worker */
+} vqc_bconv_params;
+
+/* Float result: v = (float)acc * scale + bias; v = v + residual (f32, same shape; may be y itself, or NULL);
+ * v = activation(v), slope [o] for PReLU; y = v (unless NULL), bits = v < tau (unless NULL).
+ *   base int32 [o][row_classes][column_classes] and 16 more entries; classes uint8 [oh] of rows, then [ow] of columns. */
+void vqc_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
+                 const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
+                 const float *residual, const float *slope, const float *tau, float *y, uint32_t *bits, void *scratch);
+
+/* Binary result: bits = !(acc >= threshold[o]), turned round where flip[o]. */
+void vqc_bconv2d_threshold(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
+                           const int32_t *base, const uint8_t *classes, const int32_t *threshold, const uint8_t *flip,
+                           uint32_t *bits, void *scratch);
+
+typedef struct vqc_bits_params {
+    int32_t n, c, plane; /* plane: positions, h * w */
+    int32_t taus;        /* 1 or c */
+} vqc_bits_params;
+
+void vqc_binarize(const vqc_model *m, const vqc_bits_params *p, const float *x, const float *tau, uint32_t *bits);
+void vqc_bits_pack(const vqc_model *m, const vqc_bits_params *p, const int8_t *x, uint32_t *bits);
+void vqc_bits_unpack(const vqc_model *m, const vqc_bits_params *p, const uint32_t *bits, int8_t *x);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
