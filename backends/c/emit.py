@@ -40,11 +40,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "reduce": ("vqc_reduce.c",),
     "matmul": ("vqc_matmul.c",),
     "qlinear": ("vqc_qlinear.c",),
+    "bconv": ("vqc_bconv.c",),
 }
 HEADERS = {
     "conv_f32": "vqc_conv.h", "conv_exact_f32": "vqc_conv.h", "qconv": "vqc_conv.h", "pointwise_f32": "vqc_pointwise.h",
     "pointwise_s64": "vqc_pointwise.h", "move": "vqc_move.h", "resample": "vqc_resample.h", "pool": "vqc_pool.h",
-    "reduce": "vqc_reduce.h", "matmul": "vqc_matmul.h", "qlinear": "vqc_qlinear.h",
+    "reduce": "vqc_reduce.h", "matmul": "vqc_matmul.h", "qlinear": "vqc_qlinear.h", "bconv": "vqc_bconv.h",
 }  # fmt: skip
 CONTRACTED = ("vqc_conv_f32.c", "vqc_matmul.c")  # these may fuse products and sums; nothing else may
 

@@ -51,7 +51,7 @@ def _shape(op: str, x: Tensor, weight: Tensor, stride: list[int], padding: list[
     check_dtype(weight, (S8,), op, "weight")
     if x.ndim == 4 and weight.ndim == 4:
         check(weight.shape[1] == x.shape[1],
-              f"vqc::{op}: weight {list(weight.shape)} does not fit {x.shape[1]} channels; there are no groups")  # fmt: skip
+              f"vqc::{op}: weight {list(weight.shape)} does not fit {x.shape[1]} channels (no groups)")  # fmt: skip
     return conv_shape(op, x, weight, stride, padding, dilation, 1)
 
 

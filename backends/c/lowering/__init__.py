@@ -2,6 +2,7 @@
 
 from vqc.backends.c.lowering import (  # noqa: F401
     activations,
+    binary,
     conv,
     matmul,
     movement,

@@ -1,0 +1,67 @@
+/* What a binary convolution's hook and body share: the job, a band of unpacked rows, and how scratch is divided. */
+#ifndef VQC_BCONV_BAND_H
+#define VQC_BCONV_BAND_H
+
+#include "vqc_bconv.h"
+
+#define BC_BLOCK 8    /* output channels computed together */
+#define BC_SEGMENT 64 /* most positions computed together */
+
+#ifdef __GNUC__
+#define BC_ALIGNED __attribute__((aligned(64)))
+#else
+#define BC_ALIGNED
+#endif
+
+typedef struct bc_job {
+    const vqc_bconv_params *p;
+    const uint32_t *x, *w;
+    const int32_t *base;
+    const uint8_t *classes;
+    const float *scale, *bias, *residual, *slope, *tau; /* float result, or */
+    const int32_t *threshold;
+    const uint8_t *flip;
+    float *y;
+    uint32_t *bits;
+    unsigned char *scratch;
+} bc_job;
+
+/* What bc_sums reads: channel j of the block at column i has
+ *   count = sum over steps k of differing bits of x[off[k] + i ..] and w's channel j, and
+ *   acc   = base[j * base_step + column[i]] - 2 * count   when padded taps were counted,
+ *   acc   = inside[i] - 2 * count                         when they were not. */
+typedef struct bc_band {
+    const BC_E *x;       /* the output row's first position */
+    ptrdiff_t line;      /* elements between the BC_PLANES rows of one step */
+    const int32_t *off;  /* where each step's input starts */
+    ptrdiff_t steps;     /* words times taps */
+    const void *w;       /* the block's weights, as bc_weights made them */
+    const int32_t *base; /* of the row's class */
+    ptrdiff_t base_step; /* between channels */
+    const int32_t *column, *inside; /* class, and channels times taps inside, of every column */
+} bc_band;
+
+/* Sizes of a band in elements, and where scratch is divided (in bytes). */
+typedef struct bc_shape {
+    ptrdiff_t words, steps, in_rows, phases, pitch, line, columns;
+    size_t prepared, input;
+} bc_shape;
+
+static inline ptrdiff_t bc_up(ptrdiff_t size, ptrdiff_t to) { return (size + to - 1) / to * to; }
+
+static inline bc_shape bc_shape_of(const vqc_bconv_params *p) {
+    bc_shape s;
+    const ptrdiff_t reach = (ptrdiff_t)(p->kw - 1) * p->dw;
+    s.words = (p->c + 31) / 32;
+    s.steps = s.words * p->kh * p->kw;
+    s.in_rows = (ptrdiff_t)(p->rows - 1) * p->sh + (ptrdiff_t)(p->kh - 1) * p->dh + 1;
+    s.phases = p->sw < reach + 1 ? p->sw : reach + 1;
+    s.columns = bc_up(p->ow, BC_LANES);
+    s.pitch = bc_up(s.columns + reach / p->sw, 16);
+    s.line = s.phases * s.pitch;
+    s.prepared = (size_t)bc_up((s.steps + 3 * s.columns) * 4, 64);
+    s.input = s.prepared + (size_t)bc_up(BC_PREPARED(s.steps), 64);
+    return s;
+}
+
+#endif
