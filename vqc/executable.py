@@ -19,8 +19,8 @@ class CompileReport:
     """What a backend did: the kernel of every node, what it left to another engine and why, sizes in bytes.
 
     `layers`: one row a kernel call, in the order they run (`Executable.profile` adds times). `arena_bytes`: working
-    memory; `live_bytes`: the most that is alive at once in it, below which no plan can go. `peaks`: the machine's own,
-    10^9 multiply-adds a second by kind, where they were measured.
+    memory; `live_bytes`: the most that is alive at once in it, below which no plan can go. `peaks`: what one
+    thread of this machine can do, 10^9 multiply-adds a second by kind; set by a profile.
     """
 
     backend: str
@@ -52,6 +52,8 @@ class CompileReport:
                          f"states {self.state_bytes / 1e6:.2f} MB")  # fmt: skip
         if self.layers and all(x.measured_ms is not None for x in self.layers):
             lines.append(f"  measured: {sum(x.measured_ms or 0.0 for x in self.layers):.2f} ms a step, profiled")
+        if self.peaks:
+            lines.append("  machine: " + ", ".join(f"{k} {v:.0f}" for k, v in self.peaks.items()) + " GMAC/s a thread")
         lines += [f"  note: {n}" for n in self.notes]
         lines += [f"  fallback {d.node}: {d.reason}" for d in self.fallbacks]
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from vqc.backends.c.build import TARGET_FLAGS, THREAD_POOL, Compiler, build_libr
 from vqc.backends.c.cost import layers
 from vqc.backends.c.emit import KERNELS, Model, generate
 from vqc.backends.c.lower import lower
+from vqc.backends.c.peak import known_peaks, measured_peaks
 from vqc.backends.c.registry import why_not
 from vqc.backends.c.runtime import CExecutable, CModel
 from vqc.errors import TargetError, UnsupportedOp
@@ -120,6 +122,6 @@ def compile_whole(program: Program, target: str, compiler: Compiler, threads: in
     report = CompileReport(
         "c", target, dict(model.lowered.kernels), notes=[f"compiler: {compiler.version}", f"threads: {threads}"],
         arena_bytes=model.arena_size, weight_bytes=len(model.weights), state_bytes=model.state_size,
-        live_bytes=model.plan.live, layers=layers(program, model.lowered),
+        live_bytes=model.plan.live, layers=layers(program, model.lowered, known_peaks(target, compiler)),
     )  # fmt: skip
-    return CExecutable(program, report, CModel(model, library, threads))
+    return CExecutable(program, report, CModel(model, library, threads), partial(measured_peaks, target, compiler))

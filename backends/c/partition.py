@@ -94,7 +94,7 @@ class PartitionedExecutable(Executable):
 
     def profile(self, steps: Sequence[Sequence[torch.Tensor]], rounds: int = 3) -> CompileReport:
         """As `Executable.profile`; what runs in PyTorch has no rows."""
-        return profile(self, [s.compiled.model for s in self.steps if s.compiled is not None], steps, rounds)
+        return profile(self, [s.compiled for s in self.steps if s.compiled is not None], steps, rounds)
 
 
 class _Step:
@@ -138,7 +138,6 @@ def compile_partitioned(program: Program, target: str, missing: Sequence[Decline
             compiled = compile_whole(part, target, compiler, threads)
             report.kernels.update(compiled.report.kernels)
             report.layers += compiled.report.layers
-            report.peaks = compiled.report.peaks
             report.arena_bytes += compiled.report.arena_bytes
             report.live_bytes += compiled.report.live_bytes
             report.weight_bytes += compiled.report.weight_bytes

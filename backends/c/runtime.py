@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from vqc.backends.c.cost import Peaks
 from vqc.backends.c.emit import Model
 from vqc.backends.c.ir import ALIGN
 from vqc.errors import ArtifactError, InputError, TargetError
@@ -151,11 +152,11 @@ class CModel:
 
 
 class CExecutable(Executable):
-    """A Program compiled to C, run in this process on CPU tensors."""
+    """A Program compiled to C, run in this process on CPU tensors. `peaks`: measures what the machine can do."""
 
-    def __init__(self, program: Program, report: CompileReport, model: CModel):
+    def __init__(self, program: Program, report: CompileReport, model: CModel, peaks: Callable[[], Peaks]):
         super().__init__(program, report)
-        self.model = model
+        self.model, self.peaks = model, peaks
         self._lock = threading.Lock()  # one arena: steps from several threads take turns
 
     def _run(self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -174,22 +175,23 @@ class CExecutable(Executable):
 
     def profile(self, steps: Sequence[Sequence[torch.Tensor]], rounds: int = 3) -> CompileReport:
         """As `Executable.profile`."""
-        return profile(self, [self.model], steps, rounds)
+        return profile(self, [self], steps, rounds)
 
 
-def profile(executable: Executable, models: Sequence[CModel], steps: Sequence[Sequence[torch.Tensor]], rounds: int
-            ) -> CompileReport:  # fmt: skip
-    """Time the calls of an executable's models, whose layers stand in its report one model after the other."""
+def profile(executable: Executable, parts: Sequence[CExecutable], steps: Sequence[Sequence[torch.Tensor]],
+            rounds: int) -> CompileReport:  # fmt: skip
+    """Time the calls of an executable's parts, whose layers stand in its report one part after the other."""
     if not steps or rounds < 1:
         raise InputError("nothing to profile", why=f"{len(steps)} steps, {rounds} rounds", way_out="give one or more")
     best: list[float] = []
     for turn in range(rounds):
         with ExitStack() as stack:
-            times = [stack.enter_context(m.profiled()) for m in models]
+            times = [stack.enter_context(m.profiled()) for m in (p.model for p in parts)]
             state = None
             for inputs in steps:
                 _, state = executable.step(inputs, state)
         spent = [t / len(steps) for part in times for t in part]
         best = spent if turn <= 1 else [min(a, b) for a, b in zip(best, spent, strict=True)]
     report = executable.report
-    return replace(report, layers=measured(report.layers, best, report.peaks))
+    peaks = dict(parts[0].peaks().macs) if parts else {}
+    return replace(report, layers=measured(report.layers, best, peaks), peaks=peaks)

@@ -1,0 +1,25 @@
+"""The machine's peaks: measured once, read back, and of a size that a machine can have."""
+
+from __future__ import annotations
+
+import time
+
+from vqc.backends.c.build import find_compiler
+from vqc.backends.c.cost import DEFAULT
+from vqc.backends.c.peak import _path, known_peaks, measured_peaks
+
+
+def test_peaks_are_measured_once_and_read_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQC_CACHE", str(tmp_path))
+    compiler = find_compiler()
+    assert known_peaks("native", compiler) is DEFAULT
+    peaks = measured_peaks("native", compiler)
+    assert set(peaks.macs) == {"f32", "int8", "binary"} and set(peaks.copy) == {"l1", "l2", "dram"} and peaks.measured
+    assert 0.1 < peaks.macs["f32"] < peaks.macs["binary"] < 1e5
+    assert peaks.macs["f32"] < 2 * peaks.macs["int8"] and 0.1 < peaks.copy["dram"] < 2 * peaks.copy["l1"]
+    began = time.perf_counter()
+    assert measured_peaks("native", compiler) == peaks == known_peaks("native", compiler)
+    assert time.perf_counter() - began < 0.5
+    _path("native", compiler).write_text('{"macs": 3}')  # damaged: measured again
+    assert known_peaks("native", compiler) is DEFAULT
+    assert set(measured_peaks("native", compiler).macs) == set(peaks.macs)
