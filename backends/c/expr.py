@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vqc.backends.c.ir import DTYPES, Array, Buffer, Struct, Value, dense_strides
 
@@ -17,7 +18,8 @@ MAX_DIMS = 8  # VQC_MAX_DIMS
 class Expr:
     """A pointwise expression: "load" of a value, "const", or an operation of `vqc_pw_code` in lower case.
 
-    `integer`: computed in int64 registers, else in float. Shared subexpressions are the same object.
+    `integer`: computed in int64 registers, else in float. Shared subexpressions are the same object. "sums": the integer
+    sums of a convolution that is not computed yet, described by `source` (lowering/c4.py).
     """
 
     op: str
@@ -25,6 +27,7 @@ class Expr:
     value: Value | None = None
     number: float = 0.0
     integer: bool = False
+    source: Any = None
 
     def loads(self) -> list[Value]:
         """The distinct values the expression reads, in order."""
@@ -78,6 +81,15 @@ _IMMEDIATE = {
     "pow",
     "mod",
     "atan2",
+    "fmod",
+    "floordiv",
+    "truncdiv",
+    "bitand",
+    "bitor",
+    "bitxor",
+    "shl",
+    "shr",
+    "ipow",
 }
 
 

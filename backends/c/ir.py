@@ -24,6 +24,7 @@ DTYPES: dict[torch.dtype, tuple[str, str, int]] = {
     torch.int32: ("VQC_S32", "int32_t", 4),
     torch.int64: ("VQC_S64", "int64_t", 8),
     torch.bool: ("VQC_BOOL", "uint8_t", 1),
+    torch.complex64: ("VQC_C64", "float", 8),  # pairs of floats; kernels see them as such, or move them whole
 }
 
 
@@ -203,4 +204,5 @@ class Lowered:
     resets: list[Value | None]  # reset value of every state, in the weights; None: zeros
     state_size: int
     kernels: dict[str, str] = field(default_factory=dict)  # node -> kernel, "" for a view
+    row_functions: dict[str, str] = field(default_factory=dict)  # text of a row program -> its name (rows.py)
     workers: int = 1

@@ -10,9 +10,11 @@ import torch
 from torch import fx
 
 from vqc.backends.c import expr as ex
+from vqc.backends.c.expand import expanded
 from vqc.backends.c.ir import Arg, Buffer, Call, Lowered, Ref, Scratch, Struct, Value, align, dense_strides, numel
 from vqc.backends.c.layouts import LAYOUTS
 from vqc.backends.c.registry import rule_for
+from vqc.backends.c.text import c_name
 from vqc.backends.c.weights import WeightPool
 from vqc.errors import UnsupportedOp
 from vqc.program import Program, tensor_text
@@ -37,6 +39,9 @@ class Lowering:
         self.done: set[fx.Node] = set()  # nodes that went into another one's kernel
         self.kernels: dict[str, str] = {}
         self.node: fx.Node | None = None
+        self.following: fx.Node | None = None  # a node whose expression alone is wanted, in `followed` (c4.followers)
+        self.followed: ex.Expr | None = None
+        self.row_functions: dict[str, str] = {}
         self._dense: dict[tuple, Value] = {}
 
     # ---- tensors ---------------------------------------------------------------------------------------------------
@@ -171,6 +176,10 @@ class Lowering:
             out = like
         else:
             assert node is not None
+            from vqc.backends.c.lowering import c4  # it needs this class
+
+            if c4.by_rows(self, expr, node):
+                return c4.emit(self, expr, node)
             val = node.meta["val"]
             out = self.new(tuple(val.shape), val.dtype, node.name)
         params, values = ex.program(expr, out)
@@ -182,6 +191,10 @@ class Lowering:
         )  # fmt: skip
         call.args = (*call.args, (Ref(out.buffer, out.start, writes=True),))
         return out
+
+    def row_function(self, text: str) -> str:
+        """The name of the row program with this text."""
+        return self.row_functions.setdefault(text, f"{c_name(self.program.name)}_row_{len(self.row_functions)}")
 
     # ---- the whole program -----------------------------------------------------------------------------------------
 
@@ -206,7 +219,8 @@ class Lowering:
         outputs = self._finish(states)
         resets = [self.pool.add(s.reset, f"reset_{s.name}") if bool(s.reset.any()) else None for s in program.states]
         return Lowered(
-            program.name, self.calls, b"", inputs, outputs, states, resets, state_size, self.kernels, self.workers
+            program.name, self.calls, b"", inputs, outputs, states, resets, state_size, self.kernels,
+            self.row_functions, self.workers,
         )
 
     def _interface(self) -> tuple[list[Value], list[Value], int]:
@@ -255,9 +269,24 @@ class Lowering:
         return outputs
 
 
+def _named_by_origin(program: Program, lowered: Lowered) -> None:
+    """Calls that an expansion made go by the name of the call they come from."""
+    origin = {n.name: str(n.meta["origin"]) for n in program.calls if "origin" in n.meta}
+    for call in lowered.calls:
+        call.node = origin.get(call.node, call.node)
+    for name, first in origin.items():
+        kernel = lowered.kernels.pop(name, "")
+        names = [k for k in lowered.kernels.get(first, "").split(" + ") if k]
+        if kernel and kernel not in names:
+            names.append(kernel)
+        lowered.kernels[first] = " + ".join(names)
+
+
 def lower(program: Program, target: str, workers: int = 1) -> Lowered:
     """Lower a whole Program whose every call is supported; the weights payload is filled in."""
+    program = expanded(program)
     lowering = Lowering(program, target, workers)
     lowered = lowering.run()
+    _named_by_origin(program, lowered)
     lowered.weights = lowering.pool.payload()
     return lowered

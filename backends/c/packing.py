@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from vqc.backends.c.ir import align
+from vqc.ops.exact import argument
+from vqc.program import shape_of
 
 BLOCK = 8  # output channels of a register tile
 BAND_BYTES = 384 << 10  # packed input a task aims at: with the weights it should stay in a second-level cache
@@ -136,3 +138,137 @@ class Geometry:
         steps = {f"{k}{axis}": v[i] for k, v in named.items() for i, axis in enumerate("dhw")}
         return {"n": self.n, "c": self.c, "d": d, "h": h, "w": w, "o": self.o, "od": od, "oh": oh, "ow": ow,
                 "groups": self.groups, **steps, "rows": rows}  # fmt: skip
+
+
+# ---- the layout c4 -------------------------------------------------------------------------------------------------
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    items = [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)]
+    return (items[0], items[-1])
+
+
+@dataclass(frozen=True)
+class C4Geometry:
+    """An integer convolution's sizes, for the kernels of the layout c4 (vqc_c4.h)."""
+
+    n: int
+    c: int
+    o: int
+    groups: int
+    size: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @staticmethod
+    def of(node: fx.Node, weight: Tensor) -> C4Geometry:
+        """The sizes of a qconv2d node."""
+        x, out = shape_of(node.args[0]), shape_of(node)
+        return C4Geometry(
+            x[0], x[1], out[1], int(argument(node, "groups", 1)), (x[2], x[3]), (out[2], out[3]),
+            (weight.shape[2], weight.shape[3]), _pair(argument(node, "stride", 1)), _pair(argument(node, "padding", 0)),
+            _pair(argument(node, "dilation", 1)),
+        )  # fmt: skip
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.c == self.o and self.groups > 1
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.n, self.o, *self.out)
+
+    @property
+    def planes(self) -> int:
+        """Words of channels that one task reads."""
+        return 1 if self.depthwise else -(-(self.c // self.groups) // 4)
+
+    def packed(self, rows: int) -> int:
+        """Bytes of the packed band of a task with this many output rows; 0 when the input is read in place."""
+        if (self.kernel, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0)):
+            return 0
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        reach_h, reach_w = (kh - 1) * dh, (kw - 1) * dw
+        phases = min(sh, reach_h + 1) * min(sw, reach_w + 1)
+        return 4 * self.planes * phases * (rows + reach_h // sh) * (self.out[1] + reach_w // sw)
+
+    def rows(self, workers: int) -> int:
+        """Output rows of one task: as many as the cache holds, and work for every worker."""
+        most, tasks = self.out[0], self.n * (-(-self.c // 4) if self.depthwise else self.groups)
+        if workers > 1 and tasks < 2 * workers:
+            most = max(1, -(-most * tasks // (2 * workers)))
+        limit = C4_DEPTHWISE_BYTES if self.depthwise else BAND_BYTES
+        if self.packed(1) == 0:
+            return max(1, min(most, limit // (4 * self.size[1] * self.planes)))
+        while most > 1 and self.packed(most) > limit:
+            most = most // 2 if self.packed(most // 2) > limit else most - 1
+        return most
+
+    def scratch(self, rows: int) -> int:
+        """Bytes of scratch of one worker, as the kernels divide them."""
+        taps = self.kernel[0] * self.kernel[1]
+        widened = 0 if self.depthwise else align(64 * self.planes * taps)
+        return align(4 * taps) + widened + align(self.packed(rows))
+
+    def fields(self, rows: int) -> dict[str, Any]:
+        """The fields of vqc_qconv_c4_params but for the row program."""
+        named = {"k": self.kernel, "s": self.stride, "p": self.padding, "d": self.dilation}
+        steps = {f"{k}{axis}": v[i] for k, v in named.items() for i, axis in enumerate("hw")}
+        return {"n": self.n, "c": self.c, "h": self.size[0], "w": self.size[1], "o": self.o, "oh": self.out[0],
+                "ow": self.out[1], "groups": self.groups, **steps, "rows": rows}  # fmt: skip
+
+
+C4_DEPTHWISE_BYTES = 32 << 10  # a band of one word of channels stays in a first-level cache
+
+
+def _c4_corrections(w: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """What the sums are too large by for unsigned and for signed inputs, [2,O], and the zero points as words.
+
+    w [O, C/groups, taps] as int64; zero [1 or C].
+    """
+    o, cg, _ = w.shape
+    full = zero.to(torch.int64).reshape(-1)
+    c = full.numel()
+    per_output = full.reshape(1, 1) if c == 1 else full.reshape(-1, cg).repeat_interleave(o * cg // c, 0)
+    sums = w.sum(2)
+    offset = torch.stack(((sums * per_output).sum(1), (sums * (per_output - 128)).sum(1)))
+    return offset.to(torch.int32), full
+
+
+def _zero_words(full: Tensor, c: int) -> Tensor:
+    """Zero points of four channels side by side, u8 [ceil(C/4) * 4]."""
+    padded = torch.zeros(-(-c // 4) * 4, dtype=torch.uint8)
+    padded[:c] = full.to(torch.uint8)
+    return padded
+
+
+def pack_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [O, C/groups, kh, kw], corrections [2,O] and zero points (bytes), as vqc_qconv_c4 reads them."""
+    o, cg = weight.shape[:2]
+    w = weight.reshape(o, cg, -1)
+    offset, full = _c4_corrections(w.to(torch.int64), zero)
+    quads, taps, og = -(-cg // 4), w.shape[2], o // geo.groups
+    padded = w.new_zeros(geo.groups, -(-og // 4) * 4, quads * 4, taps)
+    padded[:, :og, :cg] = w.reshape(geo.groups, og, cg, taps)
+    parts = []
+    for group in padded:
+        at = 0
+        while at < group.shape[0]:
+            size = 8 if og - at > 4 else 4
+            block = group[at : at + size].reshape(size, quads, 4, taps)
+            parts.append(block.permute(1, 3, 0, 2).reshape(-1))
+            at += size
+    return torch.cat(parts), offset, _zero_words(full, geo.c)
+
+
+def pack_depthwise_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [C, 1, kh, kw], corrections and zero points, as vqc_qconv_dw_c4 reads them."""
+    w = weight.reshape(geo.c, 1, -1)
+    offset, full = _c4_corrections(w.to(torch.int64), zero)
+    quads, taps = -(-geo.c // 4), w.shape[2]
+    padded = w.new_zeros(quads * 4, -(-taps // 4) * 4)
+    padded[: geo.c, :taps] = w[:, 0]
+    return padded.reshape(quads, 4, -1, 4).permute(0, 2, 1, 3).reshape(-1), offset, _zero_words(full, geo.c)

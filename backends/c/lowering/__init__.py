@@ -3,6 +3,7 @@
 from vqc.backends.c.lowering import (  # noqa: F401
     activations,
     binary,
+    c4,
     conv,
     matmul,
     movement,

@@ -8,6 +8,7 @@ from torch import fx
 from vqc.backends.c import expr as ex
 from vqc.backends.c.ir import Struct
 from vqc.backends.c.lower import Lowering
+from vqc.backends.c.lowering import c4
 from vqc.backends.c.lowering.conv import constant_arguments, geometry, packed_weight
 from vqc.backends.c.lowering.pointwise import finish, operand
 from vqc.backends.c.registry import all_of, anything, lowering, only
@@ -22,6 +23,15 @@ _SMALL = only(torch.uint8, torch.int8, torch.int16, torch.int32, torch.float32)
 def _requantize(node: fx.Node) -> dict[str, float | int]:
     """The fields of the u8 epilogue: the output's inverse scale and zero point."""
     return {"inv_scale": float(argument(node, "inv_scale")), "zero_point": int(argument(node, "zero_point"))}
+
+
+def _requantized(node: fx.Node, e: ex.Expr) -> ex.Expr:
+    """Activation and u8 levels of a convolution's scaled sums."""
+    if argument(node, "activation") == "relu":
+        e = ex.apply("max", e, ex.const(0.0))
+    q = ex.apply("rint", ex.apply("mul", e, ex.const(float(argument(node, "inv_scale")))))
+    q = ex.apply("add", q, ex.const(int(argument(node, "zero_point"))))
+    return ex.apply("min", ex.apply("max", q, ex.const(0.0)), ex.const(255.0))
 
 
 def _lower_conv(ctx: Lowering, node: fx.Node, *, transposed: bool) -> None:
@@ -46,6 +56,10 @@ def _lower_conv(ctx: Lowering, node: fx.Node, *, transposed: bool) -> None:
 
 @lowering("vqc::qconv2d", "vqc::qconv2d_requantize", check=all_of(_SMALL, _CONSTANTS))
 def lower_qconv(ctx: Lowering, node: fx.Node) -> None:
+    if c4.takes_c4(ctx.program, node):
+        e = c4.sums(ctx, node)
+        finish(ctx, node, _requantized(node, e) if dtype_of(node) == torch.uint8 else e)
+        return
     _lower_conv(ctx, node, transposed=False)
 
 

@@ -1,0 +1,193 @@
+"""Integer convolutions in the layout c4, and the row programs that follow their sums or fill such tensors.
+
+A convolution is not computed where it stands: its sums become a leaf of a pointwise expression (`Expr` "sums"), and the
+call is made when that expression is: everything pointwise between this convolution and the next one runs on sums that
+are still in the first cache. A result with several readers is stored once, and the readers that only quantize it become
+further outputs of the same call (`followers`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from vqc.backends.c import expr as ex
+from vqc.backends.c import rows
+from vqc.backends.c.expr import Expr
+from vqc.backends.c.ir import Scratch, Struct, Value, align, numel
+from vqc.backends.c.layouts import Layout, register_layout
+from vqc.backends.c.lower import Lowering
+from vqc.backends.c.packing import C4Geometry, pack_c4, pack_depthwise_c4
+from vqc.backends.c.registry import op_name, rule_for
+from vqc.ops.exact import argument
+from vqc.program import Program, dtype_of, shape_of
+
+CONVOLUTIONS = ("vqc::qconv2d", "vqc::qconv2d_requantize")
+MOST_FOLLOWED = 3  # readers of one result that are computed with it
+
+
+def _size(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> int:
+    n, c = shape[:2]
+    return 4 * n * -(-c // 4) * numel(shape[2:])
+
+
+def _convert(kernel: str):  # type: ignore[no-untyped-def]
+    def convert(ctx: Lowering, source: Value, target: Value) -> None:
+        n, c = source.shape[:2]
+        params = Struct("vqc_c4_params", {"n": n, "c": c, "positions": numel(source.shape[2:])})
+        ctx.call(kernel, "c4", params, source, out=[target])
+
+    return convert
+
+
+register_layout(Layout("c4", _size, _convert("vqc_pack_c4"), _convert("vqc_unpack_c4")))
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A convolution whose sums are still to be computed."""
+
+    node: fx.Node
+    geometry: C4Geometry
+    x: Value
+    weight: torch.Tensor
+    zero: torch.Tensor
+
+
+def takes_c4(program: Program, node: fx.Node) -> bool:
+    """Whether a node is a convolution that reads its input in the layout c4."""
+    if node.op != "call_function" or op_name(node.target) not in CONVOLUTIONS:
+        return False
+    weight = program.constant(argument(node, "weight"))
+    if weight is None or weight.dtype != torch.int8 or dtype_of(node.args[0]) != torch.uint8:
+        return False
+    groups, c, o = int(argument(node, "groups", 1)), shape_of(node.args[0])[1], shape_of(node)[1]
+    return groups == 1 or (groups == c == o) or (c // groups % 4 == 0 and o // groups % 4 == 0)
+
+
+def wants_c4(program: Program, node: fx.Node) -> bool:
+    """Whether a u8 picture is read by a convolution in the layout c4."""
+    shape = shape_of(node)
+    return dtype_of(node) == torch.uint8 and len(shape) == 4 and any(takes_c4(program, u) for u in node.users)
+
+
+def sums(ctx: Lowering, node: fx.Node) -> Expr:
+    """The convolution's sums, scaled, and with its bias: (float)acc * scale + bias."""
+    weight, scale = ctx.constant(argument(node, "weight")), ctx.constant(argument(node, "scale"))
+    zero, bias = ctx.constant(argument(node, "x_zero")), ctx.constant(argument(node, "bias"))
+    assert weight is not None and scale is not None and zero is not None
+    geometry = C4Geometry.of(node, weight)
+    leaf = Expr("sums", source=Sums(node, geometry, ctx.packed(node.args[0], "c4"), weight, zero))
+    e = ex.apply("mul", leaf, per_channel(ctx, scale))
+    return e if bias is None else ex.apply("add", e, per_channel(ctx, bias))
+
+
+def per_channel(ctx: Lowering, tensor: torch.Tensor) -> Expr:
+    """A constant of one number, or of one for every channel of [N,C,H,W]."""
+    if tensor.numel() == 1:
+        return ex.const(float(tensor.item()))
+    return ex.load(ctx.weight(tensor.to(torch.float32).reshape(-1, 1, 1), "per_channel"))
+
+
+def by_rows(ctx: Lowering, e: Expr, node: fx.Node) -> bool:
+    """Whether a row program computes an expression: it has sums, or its result is wanted in the layout c4."""
+    return bool(rows.sums_of(e)) or (wants_c4(ctx.program, node) and rows.why_not(e, shape_of(node)) is None)
+
+
+def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
+    """The call that computes a pointwise expression and, if it has sums, their convolution; returns the node's value."""
+    results: list[tuple[fx.Node, Expr]] = [(node, e), *followers(ctx, node, e)]
+    outputs = []
+    for n, _ in results:
+        outputs.append(ctx.new(shape_of(n), dtype_of(n), n.name, "c4" if wants_c4(ctx.program, n) else None))
+        ctx.bind(n, outputs[-1])
+    found = rows.sums_of(e)
+    code = rows.write([(x, dtype_of(n)) for n, x in results], shape_of(node), with_sums=bool(found))
+    rest = rows.rows_struct(ctx, code, outputs)
+    values = [o.value for o in code.operands]
+    names = [n.name for n, _ in results]
+    if found:
+        _convolution(ctx, found[0].source, rest, values, outputs, names)
+    else:
+        n, c = shape_of(node)[:2]
+        params = Struct("vqc_rows_c4_params", {"n": n, "c": c, "positions": numel(shape_of(node)[2:]), "rest": rest})
+        ctx.call("vqc_rows_c4", "c4", params, tuple(values) or None, out=[], scratch=0,
+                 comment=f"{', '.join(names)}: {code.count} operations").args += (rows.refs(outputs, writes=True),)  # fmt: skip
+    for n in names[1:]:
+        ctx.kernels[n] = f"with {node.name}"
+    return outputs[0]
+
+
+def _convolution(ctx: Lowering, s: Sums, rest: Struct, values: list[Value], outputs: list[Value], names: list[str]
+                 ) -> None:  # fmt: skip
+    geo = s.geometry
+    height = geo.rows(ctx.workers)
+    kernel = "vqc_qconv_dw_c4" if geo.depthwise else "vqc_qconv_c4"
+    packed, offset, zero = (pack_depthwise_c4 if geo.depthwise else pack_c4)(s.weight, s.zero, geo)
+    params = Struct("vqc_qconv_c4_params", geo.fields(height) | {"rest": rest})
+    after = [n for n in names if n != s.node.name]
+    text = f"{s.node.name}{' with ' + ', '.join(after) if after else ''}: [{','.join(map(str, geo.out_shape))}]"
+    call = ctx.call(kernel, "qconv_c4", params, s.x, ctx.weight(packed, str(argument(s.node, "weight"))),
+                    ctx.weight(offset, "offset"), ctx.weight(zero, "x_zero"), tuple(values) or None,
+                    comment=text)  # fmt: skip
+    call.args = (*call.args, rows.refs(outputs, writes=True), Scratch(align(geo.scratch(height))))
+    call.node = s.node.name
+    ctx.kernels[s.node.name] = kernel
+    for n in after:
+        ctx.kernels[n] = f"in {s.node.name}"
+
+
+def followers(ctx: Lowering, node: fx.Node, e: Expr) -> list[tuple[fx.Node, Expr]]:
+    """Readers of a result that only quantize it for a convolution: they are made with it, from the same registers."""
+    found: list[tuple[fx.Node, Expr]] = []
+    if dtype_of(node) != torch.float32:
+        return found
+    for user in node.users:
+        if len(found) < MOST_FOLLOWED and user not in ctx.done:
+            chain, last = _follow(ctx, node, e, user)
+            if last is not None:
+                found.append((chain[-1], last))
+                ctx.done.update(chain)
+                for n in chain[:-1]:
+                    ctx.kernels[n.name] = f"with {node.name}"
+    return found
+
+
+def _follow(ctx: Lowering, node: fx.Node, e: Expr, user: fx.Node) -> tuple[list[fx.Node], Expr | None]:
+    """The chain of single readers from `user` to a tensor in c4, and its expression; None where there is no such one."""
+    from vqc.backends.c.lowering.pointwise import POINTWISE
+
+    chain: list[fx.Node] = []
+    held = ctx.env.get(node)
+    last, inner = node, e
+    for _ in range(3):
+        others = [a for a in user.all_input_nodes if a is not last and ctx.constant(a) is None]
+        if user.op != "call_function" or op_name(user.target) not in POINTWISE or others or user in ctx.done:
+            break
+        if shape_of(user) != shape_of(node):
+            break
+        ctx.env[last] = inner
+        ctx.following = user
+        rule = rule_for(user.target, ctx.target)
+        assert rule is not None
+        rule.lower(ctx, user)
+        ctx.following, inner = None, ctx.followed
+        chain.append(user)
+        last = user
+        if wants_c4(ctx.program, user):
+            break
+        if len(user.users) != 1:
+            break
+        user = next(iter(user.users))
+    for n in chain:
+        ctx.env.pop(n, None)
+    if held is not None:
+        ctx.env[node] = held
+    else:
+        ctx.env.pop(node, None)
+    good = chain and wants_c4(ctx.program, chain[-1]) and inner is not None
+    if not good or rows.why_not(inner, shape_of(node)) is not None:
+        return [], None
+    return chain, inner

@@ -1,0 +1,250 @@
+"""Row programs: pointwise expressions as generated C functions (NAME_rows.h) over a run of positions of one channel (vqc_c4.h).
+
+They are what follows the sums of an integer convolution, and what fills tensors of the layout c4. Every operation is
+rounded once, in the written order, as in the pointwise interpreter: the results are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqc.backends.c import expr as ex
+from vqc.backends.c.expr import Expr
+from vqc.backends.c.ir import DTYPES, Array, Buffer, Ref, Struct, Value
+from vqc.backends.c.text import number
+
+if TYPE_CHECKING:
+    from vqc.backends.c.lower import Lowering
+
+OPERANDS = 24  # VQC_ROW_OPERANDS
+WORDS = 4  # VQC_ROW_WORDS: outputs in the layout c4
+MAX_OPS = 64
+
+# Each operation as C on floats; a truth value is 1 or 0. The same as in vqc_pointwise_f32.c.
+C_OPS: dict[str, str] = {
+    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
+    "max": "{0} > {1} || {0} != {0} ? {0} : {1}", "min": "{0} < {1} || {0} != {0} ? {0} : {1}",
+    "lt": "{0} < {1} ? 1.0f : 0.0f", "le": "{0} <= {1} ? 1.0f : 0.0f", "eq": "{0} == {1} ? 1.0f : 0.0f",
+    "ne": "{0} != {1} ? 1.0f : 0.0f", "and": "{0} != 0.0f && {1} != 0.0f ? 1.0f : 0.0f",
+    "or": "{0} != 0.0f || {1} != 0.0f ? 1.0f : 0.0f", "leaky": "{0} > 0.0f ? {0} : {0} * {1}",
+    "where": "{0} != 0.0f ? {1} : {2}", "neg": "-{0}", "abs": "fabsf({0})", "sqrt": "sqrtf({0})",
+    "floor": "floorf({0})", "ceil": "ceilf({0})", "trunc": "truncf({0})", "rint": "rintf({0})",
+    "sign": "(float)(({0} > 0.0f) - ({0} < 0.0f))", "not": "{0} == 0.0f ? 1.0f : 0.0f", "exp": "vqc_exp_wide({0})",
+    "exp_exact": "vqc_exp({0})", "sigmoid": "vqc_sigmoid({0})", "tanh": "vqc_tanh_near({0})",
+    "tanh_exact": "vqc_tanh({0})",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How a row program reads a tensor: steps in elements, and whether it moves along positions."""
+
+    value: Value
+    batch: int
+    channel: int
+    moves: bool
+
+    def struct(self) -> Struct:
+        item = self.value.item
+        steps = {"batch": self.batch * item, "channel": self.channel * item, "position": item if self.moves else 0}
+        return Struct("vqc_row_operand", steps)
+
+
+def operand_of(value: Value, shape: Sequence[int]) -> Operand | None:
+    """A tensor that broadcasts to [N,C,...] as a row operand; None when its positions are not a run or one element."""
+    if value.layout is not None or len(shape) < 2:
+        return None
+    strides = ex.broadcast_strides(value, shape)
+    step, run, still = 1, True, True
+    for size, stride in zip(reversed(shape[2:]), reversed(strides[2:]), strict=True):
+        if size == 1:
+            continue
+        run, still = run and stride == step, still and stride == 0
+        step *= size
+    if not run and not still:
+        return None
+    return Operand(value, strides[0], strides[1], moves=run and not still)
+
+
+def output_of(value: Value) -> Struct:
+    """The steps of an output, dense or in the layout c4."""
+    n, c = value.shape[:2]
+    positions = value.count // (n * c)
+    if value.layout == "c4":
+        quads = -(-c // 4)
+        return Struct("vqc_row_operand", {"batch": 4 * quads * positions, "channel": 4 * positions, "position": 4})
+    item = value.item
+    return Struct("vqc_row_operand", {"batch": c * positions * item, "channel": positions * item, "position": item})
+
+
+@dataclass
+class RowCode:
+    """A row program's C, without its name, and what it is called with."""
+
+    text: str
+    constants: list[float]
+    operands: list[Operand]
+    count: int
+
+
+@dataclass
+class _Writer:
+    """Turns expressions into statements; equal operands and equal objects are read and computed once."""
+
+    shape: tuple[int, ...]
+    first: int  # operands that stand before the first one: the sums
+    head: list[str] = field(default_factory=list)
+    body: list[str] = field(default_factory=list)
+    constants: list[float] = field(default_factory=list)
+    operands: list[Operand] = field(default_factory=list)
+    known: dict[int, str] = field(default_factory=dict)
+    loads: dict[tuple, str] = field(default_factory=dict)
+
+    def visit(self, e: Expr) -> str:
+        if id(e) not in self.known:
+            self.known[id(e)] = self.write(e)
+        return self.known[id(e)]
+
+    def write(self, e: Expr) -> str:
+        if e.op == "sums":
+            if not any("sums" in line for line in self.head):
+                self.head.append("const int32_t *sums = (const int32_t *)in[0];")
+            return self.name("(float)sums[i]")
+        if e.op == "const":
+            self.constants.append(e.number)
+            self.head.append(f"const float k{len(self.constants) - 1} = constants[{len(self.constants) - 1}];")
+            return f"k{len(self.constants) - 1}"
+        if e.value is not None:
+            return self.load(e.value)
+        return self.name(C_OPS[e.op].format(*(self.visit(a) for a in e.args)))
+
+    def load(self, value: Value) -> str:
+        key = (id(value.buffer), value.offset, value.shape, value.strides, value.dtype)
+        if key not in self.loads:
+            found = operand_of(value, self.shape)
+            assert found is not None, "checked by `fits`"
+            i, ctype = len(self.operands), DTYPES[value.dtype][1]
+            self.operands.append(found)
+            pointer = f"(const {ctype} *)in[{i + self.first}]"
+            cast = "" if ctype == "float" else "(float)"
+            if found.moves:
+                self.head.append(f"const {ctype} *x{i} = {pointer};")
+                self.loads[key] = self.name(f"{cast}x{i}[i]")
+            else:
+                self.head.append(f"const float x{i} = {cast}*({pointer});")
+                self.loads[key] = f"x{i}"
+        return self.loads[key]
+
+    def name(self, text: str) -> str:
+        self.body.append(f"const float v{len(self.body)} = {text};")
+        return f"v{len(self.body) - 1}"
+
+    def store(self, index: int, e: Expr, dtype: torch.dtype) -> None:
+        ctype = DTYPES[dtype][1]
+        self.head.append(f"{ctype} *y{index} = ({ctype} *)out[{index}];")
+        if dtype == torch.float32:
+            self.body.append(f"y{index}[i] = {self.visit(e)};")
+            return
+        low, high = (0, 255) if dtype == torch.uint8 else (-128, 127)
+        inner = _within(e, low, high) or e
+        # Held in the type's range first: a conversion from outside has no meaning in C. NaN becomes the low end.
+        v = self.name(f"{(x := self.visit(inner))} > {low}.0f ? {x} : {low}.0f")
+        v = self.name(f"{v} < {high}.0f ? {v} : {high}.0f")
+        self.body.append(f"y{index}[i] = ({ctype})(int32_t){v};")
+
+
+def _within(e: Expr, low: int, high: int) -> Expr | None:
+    """x, if e is min(max(x, low), high) with the very limits that storing has anyway."""
+    if e.op == "min" and e.args[1].op == "const" and e.args[1].number == high:
+        e = e.args[0]
+        if e.op == "max" and e.args[1].op == "const" and e.args[1].number == low:
+            return e.args[0]
+    return None
+
+
+def sums_of(e: Expr) -> list[Expr]:
+    """The distinct sums of convolutions in an expression."""
+    found: dict[int, Expr] = {}
+    seen: set[int] = set()
+
+    def walk(x: Expr) -> None:
+        if id(x) in seen:
+            return
+        seen.add(id(x))
+        if x.op == "sums":
+            found[id(x)] = x
+        for a in x.args:
+            walk(a)
+
+    walk(e)
+    return list(found.values())
+
+
+def why_not(e: Expr, shape: Sequence[int]) -> str | None:
+    """None if the expression can be a row program over [N,C,...], else the reason it cannot."""
+    seen: set[int] = set()
+    bad: list[str] = []
+
+    def walk(x: Expr) -> None:
+        if id(x) in seen:
+            return
+        seen.add(id(x))
+        if x.integer:
+            bad.append("it computes in 64-bit integers")
+        elif x.value is not None:
+            if x.value.dtype == torch.int64:
+                bad.append("it reads 64-bit integers")
+            elif operand_of(x.value, shape) is None:
+                bad.append("an operand's positions are not contiguous")
+        elif x.op not in C_OPS and x.op not in ("sums", "const"):
+            bad.append(f"{x.op} has no form in a row program")
+        for a in x.args:
+            walk(a)
+
+    walk(e)
+    if not bad and len(seen) > MAX_OPS:
+        bad.append(f"it has more than {MAX_OPS} operations")
+    if not bad and len(e.loads()) > OPERANDS - WORDS - 2:
+        bad.append("it reads too many tensors")
+    return bad[0] if bad else None
+
+
+def write(results: Sequence[tuple[Expr, torch.dtype]], shape: Sequence[int], *, with_sums: bool) -> RowCode:
+    """The row program that makes these results over [N,C,...]; every one must pass `why_not`."""
+    w = _Writer(tuple(shape), int(with_sums))
+    for i, (e, dtype) in enumerate(results):
+        w.store(i, e, dtype)
+    constants = [] if w.constants else ["(void)constants;"]
+    reads = [] if w.operands or with_sums else ["(void)in;"]
+    lines = [*w.head, *constants, *reads, "VQC_INDEPENDENT", "for (ptrdiff_t i = 0; i < n; i++) {",
+             *("    " + line for line in w.body), "}"]  # fmt: skip
+    return RowCode("\n".join("    " + line for line in lines), w.constants, w.operands, len(w.body))
+
+
+def rows_struct(ctx: Lowering, code: RowCode, outputs: Sequence[Value]) -> Struct:
+    """vqc_rows: the function (written once for equal texts), its constants, operands, and which outputs are words."""
+    words = sum(1 << i for i, v in enumerate(outputs) if v.layout == "c4")
+    constants = Array("float", tuple(number(c) for c in code.constants)) if code.constants else "NULL"
+    operands = Array("vqc_row_operand", (*(o.struct() for o in code.operands), *(output_of(v) for v in outputs)))
+    return Struct("vqc_rows", {"row": ctx.row_function(code.text), "constants": constants, "operands": operands,
+                               "inputs": len(code.operands), "outputs": len(outputs), "words": words})  # fmt: skip
+
+
+def refs(values: Sequence[Value], *, writes: bool = False) -> tuple[Ref, ...] | None:
+    """Values as a list of memory arguments; None for an empty one."""
+    return tuple(Ref(v.buffer, v.start, writes=writes) for v in values) or None
+
+
+def may_share(out: Value, code: RowCode) -> tuple[Buffer, ...]:
+    """The buffers an output may take over: read only once, element on element, by the same run of positions."""
+    buffers = [o.value.buffer for o in code.operands]
+    return tuple(
+        o.value.buffer
+        for o in code.operands
+        if out.layout is None and o.moves and o.value.dtype == out.dtype and o.value.shape == out.shape
+        and o.value.is_whole and buffers.count(o.value.buffer) == 1
+    )  # fmt: skip
