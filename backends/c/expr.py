@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vqc.backends.c.ir import DTYPES, Array, Buffer, Struct, Value, dense_strides
@@ -18,8 +18,8 @@ MAX_DIMS = 8  # VQC_MAX_DIMS
 class Expr:
     """A pointwise expression: "load" of a value, "const", or an operation of `vqc_pw_code` in lower case.
 
-    `integer`: computed in int64 registers, else in float. Shared subexpressions are the same object. "sums": the integer
-    sums of a convolution that is not computed yet, described by `source` (lowering/c4.py).
+    `integer`: computed in int64 registers, else in float. Shared subexpressions are the same object. "sums", "cat" and
+    "resized": something that is not computed yet, described by `source` (lowering/c4.py, lowering/parts_c4.py).
     """
 
     op: str
@@ -57,6 +57,24 @@ def const(number: float) -> Expr:
 
 def apply(op: str, *args: Expr, integer: bool = False) -> Expr:
     return Expr(op, args, integer=integer)
+
+
+def rewrite(e: Expr, change: Callable[[Expr], Expr | None], known: dict[int, Expr] | None = None) -> Expr:
+    """The expression with every part for which `change` gives another one replaced by that, from the top down."""
+    known = {} if known is None else known
+    if id(e) not in known:
+        new = change(e)
+        if new is None:
+            args = tuple(rewrite(a, change, known) for a in e.args)
+            same = all(a is b for a, b in zip(args, e.args, strict=True))
+            new = e if same else replace(e, args=args)
+        known[id(e)] = new
+    return known[id(e)]
+
+
+def substitute(e: Expr, old: Expr, new: Expr) -> Expr:
+    """The expression with one part replaced, wherever it stands."""
+    return rewrite(e, lambda x: new if x is old else None)
 
 
 def _key(v: Value) -> tuple:

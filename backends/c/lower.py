@@ -176,8 +176,13 @@ class Lowering:
             out = like
         else:
             assert node is not None
-            from vqc.backends.c.lowering import c4  # it needs this class
+            from vqc.backends.c.lowering import c4, parts_c4  # they need this class
 
+            if parts_c4.leaves(expr) and c4.wants_c4(self.program, node):
+                return parts_c4.emit(self, expr, node)
+            expr = parts_c4.without_leaves(self, expr)
+            if expr.op == "load" and expr.value is not None:
+                return expr.value
             if c4.by_rows(self, expr, node):
                 return c4.emit(self, expr, node)
             val = node.meta["val"]

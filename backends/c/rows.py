@@ -1,4 +1,4 @@
-"""Row programs: pointwise expressions as generated C functions (NAME_rows.h) over a run of positions of one channel (vqc_c4.h).
+"""Row programs: pointwise expressions as generated C functions over a run of positions of one channel (vqc_c4.h).
 
 They are what follows the sums of an integer convolution, and what fills tensors of the layout c4. Every operation is
 rounded once, in the written order, as in the pointwise interpreter: the results are the same to the bit.
@@ -96,7 +96,7 @@ class _Writer:
     """Turns expressions into statements; equal operands and equal objects are read and computed once."""
 
     shape: tuple[int, ...]
-    first: int  # operands that stand before the first one: the sums
+    first: int  # operands that stand before the first one
     head: list[str] = field(default_factory=list)
     body: list[str] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
@@ -114,6 +114,10 @@ class _Writer:
             if not any("sums" in line for line in self.head):
                 self.head.append("const int32_t *sums = (const int32_t *)in[0];")
             return self.name("(float)sums[i]")
+        if e.op == "resized":  # two rows of its source at the output's columns, and their weights
+            self.head += ["const float *top = (const float *)in[0], *bottom = (const float *)in[1];",
+                          "const float top_weight = *(const float *)in[2], bottom_weight = *(const float *)in[3];"]
+            return self.name("top[i] * top_weight + bottom[i] * bottom_weight")
         if e.op == "const":
             self.constants.append(e.number)
             self.head.append(f"const float k{len(self.constants) - 1} = constants[{len(self.constants) - 1}];")
@@ -200,7 +204,7 @@ def why_not(e: Expr, shape: Sequence[int]) -> str | None:
                 bad.append("it reads 64-bit integers")
             elif operand_of(x.value, shape) is None:
                 bad.append("an operand's positions are not contiguous")
-        elif x.op not in C_OPS and x.op not in ("sums", "const"):
+        elif x.op not in C_OPS and x.op not in ("sums", "resized", "const"):
             bad.append(f"{x.op} has no form in a row program")
         for a in x.args:
             walk(a)
@@ -213,13 +217,16 @@ def why_not(e: Expr, shape: Sequence[int]) -> str | None:
     return bad[0] if bad else None
 
 
-def write(results: Sequence[tuple[Expr, torch.dtype]], shape: Sequence[int], *, with_sums: bool) -> RowCode:
-    """The row program that makes these results over [N,C,...]; every one must pass `why_not`."""
-    w = _Writer(tuple(shape), int(with_sums))
+def write(results: Sequence[tuple[Expr, torch.dtype]], shape: Sequence[int], lead: int) -> RowCode:
+    """The row program that makes these results over [N,C,...]; every one must pass `why_not`.
+
+    `lead`: operands before its own: 1 for sums, 4 for a resize.
+    """
+    w = _Writer(tuple(shape), lead)
     for i, (e, dtype) in enumerate(results):
         w.store(i, e, dtype)
     constants = [] if w.constants else ["(void)constants;"]
-    reads = [] if w.operands or with_sums else ["(void)in;"]
+    reads = [] if w.operands or lead else ["(void)in;"]
     lines = [*w.head, *constants, *reads, "VQC_INDEPENDENT", "for (ptrdiff_t i = 0; i < n; i++) {",
              *("    " + line for line in w.body), "}"]  # fmt: skip
     return RowCode("\n".join("    " + line for line in lines), w.constants, w.operands, len(w.body))

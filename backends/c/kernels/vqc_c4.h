@@ -65,6 +65,26 @@ typedef struct vqc_rows_c4_params {
 /* A row program over all channels of a picture, without sums. */
 void vqc_rows_c4(const vqc_model *m, const vqc_rows_c4_params *p, const void *const *in, void *const *out);
 
+/* Some channels of a tensor that is put together. Operand i of its row program is in[part.in + i]; its output is u8.
+ * resized: the program's first four operands are two rows of a bilinear resize and the weights of both, and after the
+ * operands come its source f32 [N,channels,h,w], rows i32 [2][H], their weights, columns i32 [2][W], their weights. */
+typedef struct vqc_part {
+    int32_t first, channels; /* in the output */
+    int32_t in, resized, h, w;
+    int32_t twice;           /* columns are doubled (vqc_resize_row.h) */
+    vqc_rows rest;
+} vqc_part;
+
+typedef struct vqc_parts_c4_params {
+    int32_t n, c, h, w; /* output */
+    int32_t rows;       /* of one task */
+    const vqc_part *parts;
+    size_t scratch;     /* bytes of scratch for one worker: 8 rows of f32 */
+} vqc_parts_c4_params;
+
+/* Put parts together, channel after channel, in the layout c4. */
+void vqc_parts_c4(const vqc_model *m, const vqc_parts_c4_params *p, const void *const *in, void *y, void *scratch);
+
 typedef struct vqc_c4_params {
     int32_t n, c;
     ptrdiff_t positions;

@@ -1,5 +1,6 @@
 /* Bilinear resizing and grid sampling. Compile with -ffp-contract=off: the written operations are the meaning. */
 #include "vqc_resample.h"
+#include "vqc_resize_row.h"
 
 #include <math.h>
 
@@ -12,11 +13,8 @@ typedef struct resize_job {
 } resize_job;
 
 /* One input row at the output's columns. */
-static void resize_row(const resize_job *j, const float *restrict x, float *restrict t) {
-    const ptrdiff_t n = j->p->ow;
-    const int32_t *restrict c0 = j->cols, *restrict c1 = j->cols + n;
-    const float *restrict w0 = j->col_weights, *restrict w1 = j->col_weights + n;
-    for (ptrdiff_t i = 0; i < n; i++) t[i] = x[c0[i]] * w0[i] + x[c1[i]] * w1[i];
+static void resize_row(const resize_job *j, const float *x, float *t) {
+    vqc_resize_row(x, j->p->ow, j->cols, j->col_weights, j->p->twice, t);
 }
 
 static void resize_task(void *arg, int index, int worker) {

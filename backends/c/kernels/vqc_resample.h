@@ -10,6 +10,7 @@ extern "C" {
 
 typedef struct vqc_resize_params {
     int32_t planes, h, w, oh, ow; /* x [planes,h,w], y [planes,oh,ow] */
+    int32_t twice;                /* columns are doubled (vqc_resize_row.h) */
     size_t scratch;               /* for one worker: two rows of the output */
 } vqc_resize_params;
 

@@ -97,14 +97,14 @@ def by_rows(ctx: Lowering, e: Expr, node: fx.Node) -> bool:
 
 
 def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
-    """The call that computes a pointwise expression and, if it has sums, their convolution; returns the node's value."""
+    """The call that computes a pointwise expression, with the convolution whose sums it has; returns the node's value."""
     results: list[tuple[fx.Node, Expr]] = [(node, e), *followers(ctx, node, e)]
     outputs = []
     for n, _ in results:
         outputs.append(ctx.new(shape_of(n), dtype_of(n), n.name, "c4" if wants_c4(ctx.program, n) else None))
         ctx.bind(n, outputs[-1])
     found = rows.sums_of(e)
-    code = rows.write([(x, dtype_of(n)) for n, x in results], shape_of(node), with_sums=bool(found))
+    code = rows.write([(x, dtype_of(n)) for n, x in results], shape_of(node), lead=len(found))
     rest = rows.rows_struct(ctx, code, outputs)
     values = [o.value for o in code.operands]
     names = [n.name for n, _ in results]
@@ -113,8 +113,9 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
     else:
         n, c = shape_of(node)[:2]
         params = Struct("vqc_rows_c4_params", {"n": n, "c": c, "positions": numel(shape_of(node)[2:]), "rest": rest})
-        ctx.call("vqc_rows_c4", "c4", params, tuple(values) or None, out=[], scratch=0,
-                 comment=f"{', '.join(names)}: {code.count} operations").args += (rows.refs(outputs, writes=True),)  # fmt: skip
+        text = f"{', '.join(names)}: {code.count} operations"
+        call = ctx.call("vqc_rows_c4", "c4", params, tuple(values) or None, comment=text)
+        call.args = (*call.args, rows.refs(outputs, writes=True))
     for n in names[1:]:
         ctx.kernels[n] = f"with {node.name}"
     return outputs[0]
@@ -156,7 +157,7 @@ def followers(ctx: Lowering, node: fx.Node, e: Expr) -> list[tuple[fx.Node, Expr
 
 
 def _follow(ctx: Lowering, node: fx.Node, e: Expr, user: fx.Node) -> tuple[list[fx.Node], Expr | None]:
-    """The chain of single readers from `user` to a tensor in c4, and its expression; None where there is no such one."""
+    """The chain of single readers from `user` to a tensor in c4, and its expression; None where there is none."""
     from vqc.backends.c.lowering.pointwise import POINTWISE
 
     chain: list[fx.Node] = []

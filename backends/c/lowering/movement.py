@@ -11,6 +11,7 @@ from torch import fx
 
 from vqc.backends.c.ir import Struct, Value, dense_strides, numel
 from vqc.backends.c.lower import Lowering
+from vqc.backends.c.lowering import parts_c4
 from vqc.backends.c.registry import anything, lowering
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
@@ -40,13 +41,19 @@ def _one_dtype(program: Program, node: fx.Node) -> str | None:
 def lower_cat(ctx: Lowering, node: fx.Node) -> None:
     sources = node.args[0]
     assert isinstance(sources, (tuple, list))
-    values = [ctx.value(s) for s in sources]
+    if not parts_c4.lazy_cat(ctx, node):
+        concatenate(ctx, node, [ctx.value(s) for s in sources])
+
+
+def concatenate(ctx: Lowering, node: fx.Node, values: Sequence[Value]) -> Value:
+    """The node's result, put together from values."""
     out = ctx.result(node)
     dim = int(argument(node, "dim", 0)) % len(out.shape)
     at = 0
     for v in values:
         ctx.copy(v, part(out, dim, at, v.shape[dim]))
         at += v.shape[dim]
+    return out
 
 
 @lowering("aten::stack", check=_one_dtype)
@@ -234,29 +241,6 @@ def lower_nearest(ctx: Lowering, node: fx.Node) -> None:
     gather(
         ctx, node, nearest_index(h, oh, argument(node, "scales_h")), nearest_index(w, ow, argument(node, "scales_w"))
     )
-
-
-def _constant_index(program: Program, node: fx.Node) -> str | None:
-    index = argument(node, "index")
-    if program.constant(index) is None:
-        return "its index is computed at run time"
-    return None
-
-
-@lowering("aten::index_select", check=_constant_index)
-def lower_index_select(ctx: Lowering, node: fx.Node) -> None:
-    x = ctx.dense(node.args[0])
-    out = ctx.result(node)
-    dim = int(argument(node, "dim")) % len(x.shape)
-    index = ctx.constant(argument(node, "index"))
-    assert index is not None
-    params = Struct("vqc_gather_params", {
-        "size": x.item, "outer": numel(x.shape[:dim]), "h": x.shape[dim], "w": numel(x.shape[dim + 1 :]),
-        "oh": int(index.numel()), "ow": numel(x.shape[dim + 1 :]),
-    })  # fmt: skip
-    ctx.call("vqc_gather", "move", params, x, ctx.weight(index.reshape(-1).to(torch.int32), "rows"),
-             ctx.weight(np.arange(numel(x.shape[dim + 1 :]), dtype=np.int32), "cols"),
-             ctx.weight(torch.zeros(1, dtype=x.dtype), "fill"), out=[out])  # fmt: skip
 
 
 def _fill_value(node: fx.Node) -> float:

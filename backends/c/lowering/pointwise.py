@@ -12,8 +12,10 @@ import torch
 from torch import fx
 
 from vqc.backends.c import expr as ex
+from vqc.backends.c import rows
 from vqc.backends.c.expr import Expr, apply, const
 from vqc.backends.c.lower import Lowering
+from vqc.backends.c.lowering import parts_c4
 from vqc.backends.c.registry import all_of, lowering, op_name, tensors
 from vqc.ops.exact import argument
 from vqc.program import DTYPE_NAMES, Program, dtype_of, shape_of
@@ -40,6 +42,17 @@ INTEGER_OPS = {
     "abs",
     "sign",
     "not",
+    "mod",
+    "fmod",
+    "floordiv",
+    "truncdiv",
+    "ipow",
+    "bitand",
+    "bitor",
+    "bitxor",
+    "bitnot",
+    "shl",
+    "shr",
 }
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -57,35 +70,35 @@ def operand(ctx: Lowering, node: fx.Node, arg: Any, integer: bool = False) -> Ex
     return ex.load(ctx.value(arg), integer)
 
 
-def _replace(e: Expr, old: Expr, new: Expr, known: dict[int, Expr]) -> Expr:
-    if e is old:
-        return new
-    if id(e) not in known:
-        args = tuple(_replace(a, old, new, known) for a in e.args)
-        same = all(a is b for a, b in zip(args, e.args, strict=True))
-        known[id(e)] = e if same else Expr(e.op, args, e.value, e.number, e.integer)
-    return known[id(e)]
-
-
 def finish(ctx: Lowering, node: fx.Node, e: Expr) -> None:
     """Bind the node to its expression: lazily when the only reader can take it in, else computed now."""
     lazy = [(a, ctx.env[a]) for a in node.all_input_nodes if isinstance(ctx.env.get(a), Expr)]
-    while ex.linearize(e) is None and lazy:  # too much for one program: compute the operands by themselves
+    held = [(a, x) for a, x in lazy if rows.sums_of(x)]
+    while held and (len(rows.sums_of(e)) > 1 or rows.why_not(e, shape_of(node)) is not None):
+        arg, inner = held.pop(0)  # its convolution is computed by itself
+        lazy.remove((arg, inner))
+        e = ex.substitute(e, inner, ex.load(ctx.value(arg), e.integer))
+    if ctx.following is node:
+        ctx.followed = e
+        return
+    while not rows.sums_of(e) and ex.linearize(e) is None and lazy:  # too much for one program: operands by themselves
         arg, inner = lazy.pop()
-        e = _replace(e, inner, ex.load(ctx.value(arg), e.integer), {})
+        e = ex.substitute(e, inner, ex.load(ctx.value(arg), e.integer))
     if e.op in ("const", "load"):  # a program needs an operation
         e = apply("add", e, const(-0.0), integer=e.integer)
-    if _reader_takes(node, e.integer):
+    if _reader_takes(ctx.program, node, e.integer):
         ctx.bind(node, e)
         ctx.kernels[node.name] = "in the next pointwise kernel"
     else:
         ctx.bind(node, ctx.compute(e, node))
 
 
-def _reader_takes(node: fx.Node, integer: bool) -> bool:
+def _reader_takes(program: Program, node: fx.Node, integer: bool) -> bool:
     if len(node.users) != 1:
         return False
     user = next(iter(node.users))
+    if user.op == "call_function" and parts_c4.is_cat(user):
+        return parts_c4.leads_to_c4(program, node)
     if user.op != "call_function" or op_name(user.target) not in POINTWISE or shape_of(user) != shape_of(node):
         return False
     # Integers narrower than the register would have to wrap; large ones do not fit a float.
@@ -101,6 +114,16 @@ def _is_integer(node: fx.Node) -> bool:
     return torch.float32 not in kinds and bool(kinds & set(INTEGERS)) and not numbers
 
 
+def integer_call(node: fx.Node) -> bool:
+    """Whether a node's expression is made of operations on integers."""
+    return _is_integer(node)
+
+
+def _complex(program: Program, node: fx.Node) -> str | None:
+    bad = next((n for n in (*node.all_input_nodes, node) if dtype_of(n) == torch.complex64), None)
+    return None if bad is None else f"{bad.name} is complex: it has no kernel for that"
+
+
 def pointwise(*ops: str, needs: tuple[str, ...] = (), check: Any = None) -> Any:
     """Register a function (operand getter, node) -> Expr for these operators; `needs`: its operations."""
 
@@ -112,7 +135,7 @@ def pointwise(*ops: str, needs: tuple[str, ...] = (), check: Any = None) -> Any:
             rank = max((t.ndim for n in (node, *node.all_input_nodes) for t in tensors(n.meta["val"])), default=0)
             return None if rank <= ex.MAX_DIMS else f"it has {rank} axes, the kernel takes {ex.MAX_DIMS}"
 
-        checks = [integers_known, *([check] if check else [])]
+        checks = [_complex, integers_known, *([check] if check else [])]
 
         @lowering(*ops, check=all_of(*checks))
         def lower(ctx: Lowering, node: fx.Node) -> None:
@@ -207,36 +230,12 @@ def _square(get, node):
     return apply("mul", x, x)
 
 
-@pointwise("aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::floor_divide", needs=("div", "floor"))
+@pointwise("aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::floor_divide",
+           "aten::floor_divide.Scalar", needs=("floordiv", "truncdiv"))
 def _div_mode(get, node):
-    q = apply("div", get(node.args[0]), get(node.args[1]))
     mode = argument(node, "rounding_mode") if node.target is not torch.ops.aten.floor_divide.default else "floor"
-    return q if mode is None else apply(mode, q)
-
-
-def _bools(program: Program, node: fx.Node) -> str | None:
-    bad = next((n for n in (*node.all_input_nodes, node) if dtype_of(n) != torch.bool), None)
-    return None if bad is None else f"{bad.name} is {DTYPE_NAMES[dtype_of(bad)]}; only truth values are taken"
-
-
-@pointwise("aten::bitwise_and.Tensor", "aten::__and__.Tensor", needs=("and",), check=_bools)
-def _bitwise_and(get, node):
-    return apply("and", get(node.args[0]), get(node.args[1]))
-
-
-@pointwise("aten::bitwise_or.Tensor", "aten::__or__.Tensor", needs=("or",), check=_bools)
-def _bitwise_or(get, node):
-    return apply("or", get(node.args[0]), get(node.args[1]))
-
-
-@pointwise("aten::bitwise_xor.Tensor", "aten::logical_xor", needs=("ne",), check=_bools)
-def _bitwise_xor(get, node):
-    return apply("ne", get(node.args[0]), get(node.args[1]))
-
-
-@pointwise("aten::bitwise_not", needs=("not",), check=_bools)
-def _bitwise_not(get, node):
-    return apply("not", get(node.args[0]))
+    code = {None: "div", "floor": "floordiv", "trunc": "truncdiv"}[mode]
+    return apply(code, get(node.args[0]), get(node.args[1]))
 
 
 @pointwise(
