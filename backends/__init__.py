@@ -18,12 +18,16 @@ from vqc.errors import TargetError
 from vqc.executable import Executable
 from vqc.program import Program
 
+# Those of the C backend; backends/c/targets.py says what each is.
+C_TARGETS = (
+    "native", "portable", "x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-linux", "x86-64-linux-musl",
+    "aarch64-linux", "aarch64-linux-musl", "aarch64-linux-gnu", "aarch64-android", "aarch64-macos",
+)  # fmt: skip
 # A target's name before ":" -> (module, class); modules load on first use so that the core stays light.
 TARGETS: dict[str, tuple[str, str]] = {
     "reference": ("vqc.backends.reference", "ReferenceBackend"),
     "inductor": ("vqc.backends.inductor", "InductorBackend"),
-    "native": ("vqc.backends.c", "CBackend"),
-    "portable": ("vqc.backends.c", "CBackend"),
+    **dict.fromkeys(C_TARGETS, ("vqc.backends.c", "CBackend")),
 }
 
 

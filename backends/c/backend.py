@@ -1,7 +1,8 @@
-"""CBackend: the C code generator behind the targets "native" and "portable"."""
+"""CBackend: the C code generator behind the targets of targets.py."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,19 +11,30 @@ from typing import Any, ClassVar
 from torch import fx
 
 from vqc.backends import Backend
-from vqc.backends.c.build import TARGET_FLAGS, THREAD_POOL, Compiler, build_library, find_compiler
+from vqc.backends.c.build import Compiler, build_library, find_compiler
 from vqc.backends.c.cost import layers
-from vqc.backends.c.emit import KERNELS, Model, generate
+from vqc.backends.c.emit import Model, generate, kernel_files
 from vqc.backends.c.lower import lower
 from vqc.backends.c.peak import known_peaks, measured_peaks
 from vqc.backends.c.registry import why_not
 from vqc.backends.c.runtime import CExecutable, CModel
+from vqc.backends.c.targets import THREAD_POOL, Target, target_called
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import CompileReport, Executable
 from vqc.program import Declined, Program, op_text
 
 FALLBACKS = ("eager", "none")
-OPTIONS = {"cc": (str, type(None)), "threads": (int,), "fallback": (str,), "self_test": (bool,)}
+OPTIONS = {"cc": (str, type(None)), "threads": (int,), "fallback": (str,), "self_test": (bool,),
+           "licence": (str,)}  # fmt: skip
+
+
+def runs_here(target: Target) -> None:
+    """Raise TargetError for a target whose code cannot run on this machine's kind of CPU."""
+    known = {"amd64": "x86_64", "arm64": "aarch64"}
+    machine = known.get(platform.machine().lower(), platform.machine().lower())
+    if target.triple and (not target.dispatch or target.triple.split("-")[0] != machine):
+        raise TargetError(f"target {target.name} is not compiled in this process", why=f"this machine is {machine}",
+                          way_out="use vqc.export, or one of native, portable")  # fmt: skip
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +45,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, OPTIONS[key]):
             raise TargetError(f"option {key} cannot be {value!r}",
                               why="it must be " + " or ".join(t.__name__ for t in OPTIONS[key]))  # fmt: skip
-    found = {"cc": None, "threads": 1, "fallback": "eager", "self_test": True} | dict(options)
+    found = {"cc": None, "threads": 1, "fallback": "eager", "self_test": True, "licence": ""} | dict(options)
     if found["fallback"] not in FALLBACKS:
         raise TargetError(f"option fallback cannot be {found['fallback']!r}", way_out="use " + " or ".join(FALLBACKS))
     if not 1 <= found["threads"] <= 256:
@@ -65,7 +77,8 @@ def generate_model(program: Program, target: str, workers: int = 1) -> Model:
     states = {s.output for s in program.states}
     outputs = [n.name for i, n in enumerate(program.result_nodes) if i not in states]
     named = [program.outputs[i] if i < len(program.outputs) else n for i, n in enumerate(outputs)]
-    return generate(lower(program, target, workers), [i.name for i in program.inputs], named, program.notes)
+    return generate(lower(program, target, workers), [i.name for i in program.inputs], named, program.notes,
+                    target_called(target).dispatched)  # fmt: skip
 
 
 class CBackend(Backend):
@@ -79,13 +92,12 @@ class CBackend(Backend):
     def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
         """An Executable on this machine's processor.
 
-        Raises TargetError (no compiler, bad option) and, with fallback "none", UnsupportedOp listing every operator
-        without a kernel. With fallback "eager" those run in PyTorch, and the report says which and why.
+        Raises TargetError (no compiler, bad option, a target for other machines) and, with fallback "none",
+        UnsupportedOp listing every operator without a kernel. With fallback "eager" those run in PyTorch, and the
+        report says which and why.
         """
         opts = read_options(options)
-        if target not in TARGET_FLAGS:
-            raise TargetError(f"the C backend cannot compile for {target!r} here",
-                              way_out="use " + " or ".join(TARGET_FLAGS))  # fmt: skip
+        runs_here(target_called(target))
         missing = unsupported(program, target)
         if missing:
             if opts["fallback"] == "none":
@@ -98,18 +110,17 @@ class CBackend(Backend):
     def export(self, program: Program, target: str, folder: Path, options: Mapping[str, Any]) -> Path:
         """Write C sources, weights, a CMake file and a self-test into a new folder.
 
-        Raises UnsupportedOp for operators without a kernel, ArtifactError when the folder cannot be written or holds
-        something else.
+        Raises TargetError for an unknown target, UnsupportedOp for operators without a kernel, ArtifactError when the
+        folder cannot be written or holds something else.
         """
         from vqc.backends.c.export import export_folder
 
         opts = read_options(options)
-        if target not in TARGET_FLAGS:
-            raise TargetError(f"the C backend has no target {target!r}", way_out="use " + " or ".join(TARGET_FLAGS))
+        wanted = target_called(target)
         missing = unsupported(program, target)
         if missing:
             raise refuse(program, missing, "rewrite these operators: exported C cannot fall back to PyTorch")
-        return export_folder(program, generate_model(program, target, opts["threads"]), target, Path(folder), opts)
+        return export_folder(program, generate_model(program, target, opts["threads"]), wanted, Path(folder), opts)
 
 
 def compile_whole(program: Program, target: str, compiler: Compiler, threads: int) -> CExecutable:
@@ -117,7 +128,7 @@ def compile_whole(program: Program, target: str, compiler: Compiler, threads: in
     model = generate_model(program, target, threads)
     sources = dict(model.sources)
     if threads > 1:
-        sources[THREAD_POOL] = (KERNELS / THREAD_POOL).read_text()
+        sources |= kernel_files([THREAD_POOL])
     library = build_library(sources, target, compiler)
     report = CompileReport(
         "c", target, dict(model.lowered.kernels), notes=[f"compiler: {compiler.version}", f"threads: {threads}"],

@@ -21,15 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqc.backends.c.emit import CONTRACTED
+from vqc.backends.c.targets import ISA_HEADER, THREAD_POOL, Unit, target_called, units
 from vqc.errors import TargetError
 
-WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
-COMMON = ("-std=c99", "-O3", "-fno-math-errno", "-fno-trapping-math")  # these two change no value
-TARGET_FLAGS: dict[str, tuple[str, ...]] = {
-    "native": ("-march=native",),
-    "portable": ("-DVQC_GENERIC",),  # no vectors beyond what the compiler finds by itself
-}
-THREAD_POOL = "vqc_pool_threads.c"  # not part of a model: what fills its parallel-for hook in this process
 TIMEOUT = 300  # seconds for one file
 
 
@@ -42,6 +36,15 @@ class Compiler:
 
     def __str__(self) -> str:
         return self.version
+
+    @property
+    def is_zig(self) -> bool:
+        """Whether it is zig's C compiler, which compiles for any machine."""
+        return self.version.startswith("zig")
+
+    def baseline(self) -> list[str]:
+        """What makes it compile for any x86-64 and not for this machine: zig does the latter if nothing is said."""
+        return ["-mcpu=x86_64"] if self.is_zig else ["-march=x86-64"]
 
 
 @functools.cache
@@ -93,10 +96,8 @@ def cache_dir() -> Path:
 
 
 def flags_for(file: str, target: str) -> list[str]:
-    """The flags of one file: products and sums may be fused only where the kernel's contract says so."""
-    contract = "-ffp-contract=fast" if file in CONTRACTED else "-ffp-contract=off"
-    threads = ("-pthread",) if file == THREAD_POOL else ()
-    return [*COMMON, *TARGET_FLAGS[target], contract, *WARNINGS, *threads]
+    """The flags of one file of a target that is compiled one way."""
+    return list(units(target_called(target), [file], CONTRACTED)[0].flags)
 
 
 def _host() -> str:
@@ -118,19 +119,27 @@ def _hash(*parts: str) -> str:
     return h.hexdigest()[:32]
 
 
-def _run(command: Sequence[str], cwd: Path, what: str) -> None:
+def run_compiler(command: Sequence[str], cwd: Path, what: str) -> None:
+    """Run a compiler in a folder; TargetError with its message, and where the sources are kept, when it fails."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except (OSError, subprocess.SubprocessError) as e:
-        raise TargetError(f"compiling {what} failed", why=str(e), way_out="try another compiler (option cc)") from e
+        raise _failed(what, cwd, command, str(e)) from e
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().split("\n")
-        raise TargetError(
-            f"compiling {what} failed",
-            where=" ".join(command),
-            why="\n".join(lines[:12]),
-            way_out="try another compiler (option cc), and report this: generated C must compile",
-        )
+        raise _failed(what, cwd, command, "\n".join(lines[:12]))
+
+
+def _failed(what: str, cwd: Path, command: Sequence[str], why: str) -> TargetError:
+    """The error of a compiler that failed; its sources are kept beside the cache, each failure's in one folder."""
+    sources = sorted(p for p in cwd.iterdir() if p.suffix in (".c", ".h"))
+    kept = cache_dir() / "failed" / _hash(*command, *(p.read_text() for p in sources))
+    kept.mkdir(parents=True, exist_ok=True)
+    for p in sources:
+        shutil.copyfile(p, kept / p.name)
+    return TargetError(f"compiling {what} failed", where=f"{shlex.join(command)}, in {kept}", why=why,
+                       way_out="try another compiler (option cc), and report this with the sources: "
+                       "generated C must compile")  # fmt: skip
 
 
 def _publish(made: Path, final: Path) -> Path:
@@ -143,16 +152,18 @@ def _publish(made: Path, final: Path) -> Path:
 def build_library(sources: dict[str, str], target: str, compiler: Compiler) -> Path:
     """Compile C sources (files by name, headers among them) to a shared library; returns its path in the cache.
 
-    Raises TargetError with the compiler's message when a file does not compile.
+    Raises TargetError with the compiler's message when a file does not compile; the sources are kept where it says.
     """
     cache = cache_dir()
     headers = {k: v for k, v in sources.items() if k.endswith(".h")}
     host = _host() if target == "native" else ""
-    keys = {}
-    for file, text in sources.items():
-        if file.endswith(".c"):
-            needed = [f"{h}:{headers[h]}" for h in _includes(text, headers)]
-            keys[file] = _hash(file, text, *needed, *flags_for(file, target), compiler.version, host)
+    base = compiler.baseline() if target_called(target).dispatch else []
+    keys: dict[Unit, str] = {}
+    for unit in units(target_called(target), sources, CONTRACTED):
+        text = sources[unit.file]
+        forced = [headers[ISA_HEADER]] if ISA_HEADER in unit.flags else []
+        needed = [f"{h}:{headers[h]}" for h in _includes(text, headers)]
+        keys[unit] = _hash(unit.file, text, *needed, *forced, *base, *unit.flags, compiler.version, host)
     library = cache / "lib" / f"{_hash(*sorted(keys.values()), compiler.version)}.so"
     if library.exists():
         return library
@@ -166,20 +177,19 @@ def build_library(sources: dict[str, str], target: str, compiler: Compiler) -> P
         for file, text in sources.items():
             (Path(folder) / file).write_text(text)
 
-        def compile_one(file: str) -> Path:
-            final = cache / "obj" / f"{keys[file]}.o"
+        def compile_one(unit: Unit) -> Path:
+            final = cache / "obj" / f"{keys[unit]}.o"
             if final.exists():
                 return final
-            made = Path(folder) / (file + ".o")
-            _run([*compiler.command, *flags_for(file, target), "-fPIC", "-c", file, "-o", made.name],
-                 Path(folder), file)  # fmt: skip
-            return _publish(made, final)
+            command = [*compiler.command, *base, *unit.flags, "-fPIC", "-c", unit.file, "-o", unit.object]
+            run_compiler(command, Path(folder), unit.file)
+            return _publish(Path(folder) / unit.object, final)
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             objects = list(pool.map(compile_one, keys))
         made = Path(folder) / "model.so"
         threads = ["-pthread"] if THREAD_POOL in sources else []
-        _run([*compiler.command, "-shared", "-fPIC", *threads, *map(str, objects), "-o", made.name, "-lm"],
+        run_compiler([*compiler.command, "-shared", "-fPIC", *threads, *map(str, objects), "-o", made.name, "-lm"],
              Path(folder), "the shared library")  # fmt: skip
         return _publish(made, library)
 

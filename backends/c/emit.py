@@ -6,29 +6,29 @@ state of its own. The text depends on nothing but the plan, so that the same pro
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import keyword
 import math
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
+from vqc.backends.c.interface import Outside, header_text, model_text, safe, step_arguments
 from vqc.backends.c.ir import DTYPES, Arg, Array, Buffer, Call, Lowered, Ref, Scratch, Struct, Value
 from vqc.backends.c.plan import MemoryPlan, make_plan
-from vqc.backends.c.weights import HEADER, digest, weights_file
+from vqc.backends.c.targets import ISA_HEADER, SHARED, Variant
+from vqc.backends.c.text import c_name, number
+from vqc.backends.c.weights import digest, weights_file
 from vqc.ops import exact
-from vqc.program import DTYPE_NAMES
 
 KERNELS = resources.files("vqc.backends.c") / "kernels"
 
 # family -> source files; headers follow from the includes
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "common": ("vqc_common.c",),
+    "common": ("vqc_common.c", "vqc_cpu.c"),
     "conv_f32": ("vqc_conv_f32.c",),
     "conv_exact_f32": ("vqc_conv_exact_f32.c",),
     "qconv": ("vqc_qconv.c",),
@@ -39,22 +39,22 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "pool": ("vqc_pool.c",),
     "reduce": ("vqc_reduce.c",),
     "matmul": ("vqc_matmul.c",),
+    "order": ("vqc_order.c",),
+    "volume": ("vqc_volume.c",),
+    "sample": ("vqc_sample.c",),
     "qlinear": ("vqc_qlinear.c",),
     "bconv": ("vqc_bconv.c",),
+    "c4": ("vqc_c4.c", "vqc_parts_c4.c"),
+    "qconv_c4": ("vqc_qconv_c4.c", "vqc_qconv_dw_c4.c"),
 }
 HEADERS = {
     "conv_f32": "vqc_conv.h", "conv_exact_f32": "vqc_conv.h", "qconv": "vqc_conv.h", "pointwise_f32": "vqc_pointwise.h",
     "pointwise_s64": "vqc_pointwise.h", "move": "vqc_move.h", "resample": "vqc_resample.h", "pool": "vqc_pool.h",
-    "reduce": "vqc_reduce.h", "matmul": "vqc_matmul.h", "qlinear": "vqc_qlinear.h", "bconv": "vqc_bconv.h",
+    "reduce": "vqc_reduce.h", "order": "vqc_order.h", "volume": "vqc_volume.h", "sample": "vqc_sample.h",
+    "matmul": "vqc_matmul.h", "qlinear": "vqc_qlinear.h", "bconv": "vqc_bconv.h",
+    "c4": "vqc_c4.h", "qconv_c4": "vqc_c4.h",
 }  # fmt: skip
 CONTRACTED = ("vqc_conv_f32.c", "vqc_matmul.c")  # these may fuse products and sums; nothing else may
-
-_C_WORDS = {
-    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float",
-    "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof",
-    "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main",
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Model:
@@ -73,14 +73,6 @@ class Model:
         return [f for f in self.sources if f.endswith(".c")]
 
 
-def c_name(name: str) -> str:
-    """A C identifier from a program's name."""
-    text = re.sub(r"\W", "_", name, flags=re.ASCII).lower() or "model"
-    if text[0].isdigit() or text.startswith("_") or text in _C_WORDS or keyword.iskeyword(text):
-        text = "m_" + text
-    return text
-
-
 def exact_header() -> str:
     """vqc_exact.h: the constants of the exact float functions, from the one place that defines them."""
     values = {"EXP_LOW": exact.EXP_LOW, "EXP_HIGH": exact.EXP_HIGH, "LOG2E": exact.LOG2E, "LN2_HI": exact.LN2_HI,
@@ -96,9 +88,50 @@ def exact_header() -> str:
     return "\n".join([*lines, "", "#endif", ""])
 
 
+@functools.cache
+def isa_header() -> str:
+    """vqc_isa.h: every name of the kernels with the suffix of the instruction set, so that variants can live together.
+
+    The same for all models, as the kernels are.
+    """
+    files = sorted(f.name for f in KERNELS.iterdir() if f.name.endswith((".c", ".h")))
+    texts = {f: re.sub(r"(?s:/\*.*?\*/)|#include.*", " ", (KERNELS / f).read_text()) for f in files}
+    shared = {f for f in files if f.replace(".h", ".c") in SHARED}
+    names = {n for f in files if f not in shared for n in re.findall(r"\bvqc_[a-z0-9_]+\b", texts[f])}
+    names -= {n for f in shared for n in re.findall(r"\bvqc_[a-z0-9_]+\b", texts[f])}
+    for text in texts.values():  # macros keep their names, and types need no other
+        names -= set(re.findall(r"#define (vqc_\w+)", text)) | set(re.findall(r"\b(?:struct|enum) (vqc_\w+)", text))
+    lines = [
+        "/* Kernels compiled for several instruction sets in one program: each set's have its suffix. Generated. */",
+        "#ifndef VQC_ISA_H", "#define VQC_ISA_H", "",
+        "#define VQC_ISA_PASTE(name, suffix) name##suffix",
+        "#define VQC_ISA_EXPAND(name, suffix) VQC_ISA_PASTE(name, suffix)",
+        "#define VQC_ISA(name) VQC_ISA_EXPAND(name, VQC_ISA_SUFFIX)", "",
+        *(f"#define {n} VQC_ISA({n})" for n in sorted(names)), "", "#endif", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
 def kernel_sources(families: Iterable[str]) -> dict[str, str]:
     """The kernel files of some families with every header they include, by name, sorted."""
-    todo = [f for family in families for f in FAMILIES[family]]
+    return kernel_files([f for family in families for f in FAMILIES[family]])
+
+
+def row_header(name: str, functions: Mapping[str, str]) -> str:
+    """NAME_rows.h: the generated row programs, by their text; NAME_step.c alone includes it."""
+    arguments = "(const float *constants, const void *const *in, void *const *out, ptrdiff_t n)"
+    guard = f"{name.upper()}_ROWS_H"
+    lines = [f"/* {name}: generated; pointwise operations over a run of positions of one channel (vqc_row in vqc_c4.h).",
+             " * Each operation is rounded once: compile with -ffp-contract=off. */",
+             f"#ifndef {guard}", f"#define {guard}", "", '#include "vqc_row.h"', ""]  # fmt: skip
+    for text, function in functions.items():
+        lines += [f"static void {function}{arguments} {{", text, "}", ""]
+    return "\n".join([*lines, "#endif", ""])
+
+
+def kernel_files(files: Iterable[str]) -> dict[str, str]:
+    """Kernel files with every header they include, by name, sorted."""
+    todo = list(files)
     found: dict[str, str] = {}
     while todo:
         file = todo.pop()
@@ -107,17 +140,6 @@ def kernel_sources(families: Iterable[str]) -> dict[str, str]:
         found[file] = exact_header() if file == "vqc_exact.h" else (KERNELS / file).read_text()
         todo += re.findall(r'^#include "(\w+\.h)"', found[file], re.M)
     return dict(sorted(found.items()))
-
-
-def number(value: float) -> str:
-    """A float32 as a C constant that reads back as the same bits."""
-    if math.isnan(value):
-        return "NAN"
-    if math.isinf(value):
-        return "INFINITY" if value > 0 else "-INFINITY"
-    single = np.float32(value)
-    text = next(t for t in (f"{float(single):.{p}g}" for p in (6, 7, 8, 9)) if np.float32(float(t)) == single)
-    return (text if "." in text or "e" in text else text + ".0") + "f"
 
 
 def _double(value: float) -> str:
@@ -144,7 +166,9 @@ class _Emitter:
     def fields(self, struct: Struct, hint: str) -> str:
         parts = []
         for key, value in struct.fields.items():
-            if isinstance(value, Array):
+            if isinstance(value, Struct):
+                text = self.fields(value, hint)
+            elif isinstance(value, Array):
                 text = self.table(value.ctype + " %s[]", "{" + ", ".join(self.item(i, hint) for i in value.items) + "}",
                                   f"{hint}_{key}")  # fmt: skip
             elif isinstance(value, (list, tuple)):
@@ -218,154 +242,58 @@ class _Emitter:
 
     def call(self, call: Call) -> list[str]:
         args = ", ".join(["m", "&" + self.params(call), *(self.argument(call, a) for a in call.args)])
-        lines = [f"    /* {_safe(call.comment)} */"] if call.comment else []
+        lines = [f"    /* {safe(call.comment)} */"] if call.comment else []
         return [*lines, f"    {call.kernel}({args});"]
 
 
-def _safe(text: str) -> str:
-    """Text that cannot end a comment or hide a line."""
-    text = text.replace("*/", "* /").replace("/*", "/ *").replace("\\", "/").replace("??", "? ?")
-    return "".join(ch if 32 <= ord(ch) < 127 else "?" for ch in text)[:160]
-
-
-def _tensor_lines(kind: str, values: list[Value], names: list[str]) -> list[str]:
-    return [
-        f" *   {kind}[{i}] {_safe(n)}: {DTYPE_NAMES[v.dtype]} [{','.join(map(str, v.shape))}], {v.count * v.item} bytes"
-        for i, (v, n) in enumerate(zip(values, names, strict=True))
-    ]
-
-
-def _header(name: str, lowered: Lowered, plan: MemoryPlan, weights_size: int, names: tuple[list[str], list[str]],
-            notes: Iterable[str]) -> str:  # fmt: skip
-    upper = name.upper()
-    doc = [
-        f"/* {name}: one step of a video network.",
-        " *",
-        *_tensor_lines("inputs", lowered.inputs, names[0]),
-        *_tensor_lines("outputs", lowered.outputs, names[1]),
-        *(
-            f" *   state {_safe(s.buffer.name)}: {DTYPE_NAMES[s.dtype]} [{','.join(map(str, s.shape))}]"
-            for s in lowered.states
-        ),
-        " *",
-        " * Tensors are dense, row-major, and must not overlap. Arena, state and weights start at multiples of 64",
-        " * bytes. One model with its arena serves one step at a time; models may share weights; every video has its",
-        " * own state.",
-        " * Nothing is allocated and nothing is global.",
-        *(f" * {_safe(n)}" for n in notes),
-        " */",
-    ]
-    return "\n".join([
-        *doc,
-        f"#ifndef {upper}_H", f"#define {upper}_H", "", '#include "vqc_common.h"', "",
-        "#ifdef __cplusplus", 'extern "C" {', "#endif", "",
-        f"#define {upper}_INPUTS {len(lowered.inputs)}", f"#define {upper}_OUTPUTS {len(lowered.outputs)}",
-        f"#define {upper}_MAX_WORKERS {lowered.workers} /* of a parallel-for hook set in the model */", "",
-        f"typedef vqc_model {name}_model;", "",
-        "/* Sizes in bytes of what the caller provides; the state may be 0 bytes. */",
-        f"size_t {name}_arena_size(void);   /* {plan.size} */",
-        f"size_t {name}_state_size(void);   /* {lowered.state_size} */",
-        f"size_t {name}_weights_size(void); /* {weights_size} */", "",
-        "/* Check the weights and set up the model. Returns VQC_OK or another vqc_error. */",
-        _init_signature(name) + ";", "",
-        "/* Set a state to the start of a video. */",
-        f"int {name}_reset(const {name}_model *m, void *state);", "",
-        "/* Run one step: reads and replaces the state, reads the inputs, writes the outputs. */",
-        f"int {name}_run(const {name}_model *m, void *state, const void *const *inputs, void *const *outputs);", "",
-        f"const char *{name}_strerror(int error);", "",
-        "#ifdef __cplusplus", "}", "#endif", "#endif", "",
-    ])  # fmt: skip
-
-
-def _checks(kind: str, values: list[Value]) -> list[str]:
-    lines = []
-    for i, v in enumerate(values):
-        lines.append(f"    if ({kind}[{i}] == NULL) return VQC_E_NULL;")
-        if v.item > 1:
-            lines.append(f"    if ((uintptr_t){kind}[{i}] % {v.item} != 0) return VQC_E_ALIGN;")
-    return lines
-
-
-def _init_signature(name: str) -> str:
-    return f"int {name}_init({name}_model *m, const void *weights, size_t weights_size, void *arena, size_t arena_size)"
-
-
-def _body(name: str, lowered: Lowered, emitter: _Emitter, weights_size: int, plan: MemoryPlan) -> str:
-    hash_bytes = digest(lowered.weights)
-    calls = [line for i, c in enumerate(lowered.calls) for line in (*emitter.call(c), f"    MARK({i});")]
+def _step(name: str, lowered: Lowered, emitter: _Emitter, calls: list[str]) -> str:
+    """NAME_step.c: the parameter tables and the calls of a step, in order."""
     families = sorted({HEADERS[c.family] for c in lowered.calls})
-    resets = []
-    for state, value in zip(lowered.states, lowered.resets, strict=True):
-        size = state.count * state.item
-        at = f"(unsigned char *)state + {state.buffer.place}"
-        source = (
-            "memset({}, 0, {});" if value is None else "memcpy({}, m->weights + " + str(value.buffer.place) + ", {});"
-        )
-        resets.append("    " + source.format(at, size))
-    program_id = hashlib.sha256("\n".join([hash_bytes.hex(), *emitter.tables, *calls]).encode()).hexdigest()[:16]
     used = "\n".join(calls)
     macros = {
         "A": "#define A(offset) ((void *)(m->arena + (offset)))",
         "W": "#define W(offset) ((const void *)(m->weights + (offset)))",
-        "S": "#define S(offset) ((void *)((unsigned char *)state + (offset)))",
+        "S": "#define S(offset) ((void *)(state + (offset)))",
         "I": "#define I(index) (inputs[index])",
         "O": "#define O(index) (outputs[index])",
         "MARK": "#define MARK(call) do { if (m->mark != NULL) m->mark(m->mark_arg, call); } while (0)",
     }
+    needs = {"m": "A|W|MARK", "state": "S", "inputs": "I", "outputs": "O"}
+    unused = [f"    (void){v};" for v, k in needs.items() if not re.search(rf"\b({k})\(", used)]
     return "\n".join([
         f"/* {name}: generated; the calls of one step and their parameters. */",
-        f'#include "{name}.h"', "", "#include <math.h>", "#include <string.h>", "",
-        *(f'#include "{h}"' for h in families), "",
-        emitter.wrap("static const unsigned char weights_hash[32] = {" + ", ".join(map(hex, hash_bytes)) + "};"), "",
+        f'#include "{name}.h"', "", "#include <math.h>", "",
+        *(f'#include "{h}"' for h in families), *([f'#include "{name}_rows.h"'] if lowered.row_functions else []), "",
+        "#ifdef VQC_ISA_SUFFIX /* compiled once for each instruction set */",
+        f"#define {name}_step VQC_ISA({name}_step)", "#endif",
+        step_arguments(name) + ";", "",
         *emitter.tables, "",
-        f"#define PROGRAM_ID 0x{program_id}u", "",
-        f"size_t {name}_arena_size(void) {{ return {plan.size}u; }}",
-        f"size_t {name}_state_size(void) {{ return {lowered.state_size}u; }}",
-        f"size_t {name}_weights_size(void) {{ return {weights_size}u; }}",
-        f"const char *{name}_strerror(int error) {{ return vqc_strerror(error); }}", "",
-        _init_signature(name) + " {",
-        "    int error;",
-        "    if (m == NULL || (arena == NULL && arena_size > 0)) return VQC_E_NULL;",
-        "    memset(m, 0, sizeof *m);",
-        f"    error = vqc_check_weights(weights, weights_size, {name}_weights_size(), weights_hash);",
-        "    if (error != VQC_OK) return error;",
-        "    if ((uintptr_t)arena % VQC_ALIGN != 0) return VQC_E_ALIGN;",
-        f"    if (arena_size < {name}_arena_size()) return VQC_E_ARENA;",
-        f"    m->weights = (const unsigned char *)weights + {HEADER};",
-        "    m->arena = (unsigned char *)arena;",
-        "    m->program = PROGRAM_ID;",
-        f"    m->workers = {lowered.workers};",
-        "    return VQC_OK;", "}", "",
-        f"static int check(const {name}_model *m, const void *state) {{",
-        "    if (m == NULL) return VQC_E_NULL;",
-        "    if (m->program != PROGRAM_ID) return VQC_E_MODEL;",
-        f"    if (state == NULL) return {'VQC_E_NULL' if lowered.states else 'VQC_OK'};",
-        "    return (uintptr_t)state % VQC_ALIGN != 0 ? VQC_E_ALIGN : VQC_OK;", "}", "",
-        f"int {name}_reset(const {name}_model *m, void *state) {{",
-        "    const int error = check(m, state);",
-        "    if (error != VQC_OK) return error;", *resets, "    return VQC_OK;", "}", "",
         *(text for key, text in macros.items() if re.search(rf"\b{key}\(", used)), "",
-        f"int {name}_run(const {name}_model *m, void *state, const void *const *inputs, void *const *outputs) {{",
-        "    const int error = check(m, state);",
-        "    if (error != VQC_OK) return error;",
-        *(["    if (inputs == NULL) return VQC_E_NULL;"] if lowered.inputs else ["    (void)inputs;"]),
-        *(["    if (outputs == NULL) return VQC_E_NULL;"] if lowered.outputs else ["    (void)outputs;"]),
-        *_checks("inputs", lowered.inputs), *_checks("outputs", lowered.outputs),
-        *(["    MARK(-1);"] if calls else []), *calls, "    return VQC_OK;", "}", "",
+        step_arguments(name) + " {",
+        *unused, *(["    MARK(-1);"] if calls else []), *calls, "}", "",
     ])  # fmt: skip
 
 
-def generate(lowered: Lowered, input_names: list[str], output_names: list[str], notes: Iterable[str] = ()) -> Model:
-    """Plan the memory of a lowered program and write its C."""
+def generate(lowered: Lowered, input_names: list[str], output_names: list[str], notes: Iterable[str] = (),
+             variants: tuple[Variant, ...] = ()) -> Model:  # fmt: skip
+    """Plan the memory of a lowered program and write its C, to be compiled for one or several `variants`."""
     plan = make_plan(lowered)
     name = c_name(lowered.name)
     emitter = _Emitter(lowered, plan, name)
     weights = weights_file(lowered.weights)
-    body = _body(name, lowered, emitter, len(weights), plan)
+    calls = [line for i, c in enumerate(lowered.calls) for line in (*emitter.call(c), f"    MARK({i});")]
+    content = "\n".join([digest(lowered.weights).hex(), *emitter.tables, *lowered.row_functions, *calls])
+    outside = Outside(name, lowered, plan, len(weights), hashlib.sha256(content.encode()).hexdigest()[:16],
+                      (input_names, output_names), tuple(notes), variants)  # fmt: skip
     sources = kernel_sources(["common", *sorted({c.family for c in lowered.calls})])
-    sources[f"{name}.h"] = _header(name, lowered, plan, len(weights), (input_names, output_names), notes)
-    sources[f"{name}.c"] = body
-    return Model(name, dict(sorted(sources.items())), weights, plan.size, lowered.state_size, lowered, plan)
+    sources[f"{name}.h"] = header_text(outside)
+    sources[f"{name}.c"] = model_text(outside)
+    sources[f"{name}_step.c"] = _step(name, lowered, emitter, calls)
+    if lowered.row_functions:
+        sources |= {f"{name}_rows.h": row_header(name, lowered.row_functions)} | kernel_files(["vqc_row.h"])
+    if variants:
+        sources[ISA_HEADER] = isa_header()
+    return Model(name, dict(sorted(sources.items())), weights, plan.size, outside.state_size, lowered, plan)
 
 
 def c_type(value: Value) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from vqc.backends.c.cost import Peaks
 from vqc.backends.c.emit import Model
+from vqc.backends.c.interface import STATE_HEAD
 from vqc.backends.c.ir import ALIGN
 from vqc.errors import ArtifactError, InputError, TargetError
 from vqc.executable import CompileReport, Executable
@@ -33,7 +34,7 @@ class ModelStruct(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p), ("arena", ctypes.c_void_p), ("parallel", ctypes.c_void_p),
         ("pool", ctypes.c_void_p), ("mark", ctypes.c_void_p), ("mark_arg", ctypes.c_void_p),
-        ("program", ctypes.c_uint64), ("workers", ctypes.c_int32),
+        ("program", ctypes.c_uint64), ("workers", ctypes.c_int32), ("variant", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ class CModel:
         self._run = self._function("run", [ctypes.c_void_p] * 4)
         self._reset = self._function("reset", [ctypes.c_void_p] * 2)
         self._pool = self._start(threads)
+        self._state_head: torch.Tensor | None = None
         self.init(self._weights, len(model.weights), self._arena, model.arena_size)
 
     def _function(self, name: str, arguments: list, result: type = ctypes.c_int):  # type: ignore[type-arg]
@@ -111,6 +113,14 @@ class CModel:
         self._check(self._reset(ctypes.byref(self._struct), state.data_ptr()), "reset")
         return state
 
+    def state_block(self) -> torch.Tensor:
+        """A state block whose states are not set; only its head says whose it is."""
+        block = aligned(self.model.state_size)
+        if self._state_head is None:
+            self._state_head = self.new_state()[:STATE_HEAD].clone()
+        block[:STATE_HEAD] = self._state_head[: block.numel()]
+        return block
+
     def step(self, state: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """One step: `state` (from `new_state`) is replaced in place; returns the outputs as fresh tensors."""
         lowered = self.model.lowered
@@ -146,8 +156,9 @@ class CModel:
     def state_tensors(self, state: torch.Tensor) -> list[torch.Tensor]:
         """The states as tensors in the block's memory."""
         return [
-            state[v.buffer.place : (v.buffer.place or 0) + v.buffer.size].view(v.dtype).view(v.shape)
+            state[at : at + v.buffer.size].view(v.dtype).view(v.shape)
             for v in self.model.lowered.states
+            for at in (STATE_HEAD + (v.buffer.place or 0),)
         ]
 
 
@@ -163,7 +174,7 @@ class CExecutable(Executable):
         for x in (*inputs, *state):
             if x.device.type != "cpu":
                 raise InputError(f"a tensor is on {x.device}", why="C code runs on the CPU", way_out="use x.cpu()")
-        block = aligned(self.model.model.state_size)  # fresh: the given state stays as it is
+        block = self.model.state_block()  # fresh: the given state stays as it is
         held = self.model.state_tensors(block)
         for mine, given in zip(held, state, strict=True):
             mine.copy_(given)

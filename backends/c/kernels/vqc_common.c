@@ -16,6 +16,8 @@ const char *vqc_strerror(int code) {
     case VQC_E_WEIGHTS_DAMAGED: return "the weights are damaged: their hash is not the stated one";
     case VQC_E_ENDIAN: return "the weights are little-endian and this machine is not";
     case VQC_E_MODEL: return "the model was not initialised by this program";
+    case VQC_E_STATE: return "the state was not reset by this program";
+    case VQC_E_CPU: return "this CPU lacks instructions that the program was compiled for";
     default: return "unknown error";
     }
 }

@@ -24,7 +24,9 @@ enum vqc_error {
     VQC_E_WEIGHTS_OTHER,   /* the weights of another program */
     VQC_E_WEIGHTS_DAMAGED, /* the content does not have the hash the file states */
     VQC_E_ENDIAN,          /* this machine is not little-endian */
-    VQC_E_MODEL            /* the model structure was not initialised by this program */
+    VQC_E_MODEL,           /* the model structure was not initialised by this program */
+    VQC_E_STATE,           /* the state was not reset by this program */
+    VQC_E_CPU              /* this CPU lacks instructions that the program was compiled for */
 };
 
 /* One piece of a parallel loop: `index` in [0, count), `worker` in [0, vqc_model.workers). */
@@ -48,6 +50,7 @@ typedef struct vqc_model {
     void *mark_arg;
     uint64_t program; /* which program initialised it */
     int32_t workers;  /* how many may run at once: the arena holds scratch for so many */
+    int32_t variant;  /* which of the program's instruction sets runs; see NAME_select */
 } vqc_model;
 
 /* Element types of tensors. */

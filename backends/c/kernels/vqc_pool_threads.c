@@ -7,11 +7,11 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "vqc_common.h"
+#include "vqc_pool_threads.h"
 
 #define SPIN 4000 /* looks at the counter before sleeping; some microseconds */
 
-typedef struct vqc_pool {
+struct vqc_pool {
     pthread_mutex_t lock;
     pthread_cond_t wake, idle;
     vqc_task task;
@@ -20,16 +20,12 @@ typedef struct vqc_pool {
     int generation, stop; /* counts loops (atomic) */
     int busy, threads;    /* workers that have not finished this loop (atomic); threads beside the caller */
     pthread_t *thread;
-} vqc_pool;
+};
 
 typedef struct vqc_pool_worker {
     vqc_pool *pool;
     int index;
 } vqc_pool_worker;
-
-vqc_pool *vqc_pool_start(int workers);
-void vqc_pool_stop(vqc_pool *pool);
-void vqc_pool_for(void *pool, vqc_task task, void *arg, int count);
 
 static void work(vqc_pool *p, int worker) {
     for (;;) {
@@ -98,7 +94,6 @@ void vqc_pool_stop(vqc_pool *p) {
     free(p);
 }
 
-/* A pool of `workers` in all, the caller among them; NULL when the threads cannot be made. */
 vqc_pool *vqc_pool_start(int workers) {
     vqc_pool *p = (vqc_pool *)calloc(1, sizeof *p);
     if (p == NULL) return NULL;

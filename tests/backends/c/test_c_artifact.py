@@ -16,15 +16,17 @@ from expecttest import assert_expected_inline
 import vqc.ops  # noqa: F401
 from vqc.backends.c import CBackend
 from vqc.backends.c.backend import generate_model
-from vqc.backends.c.build import COMMON, THREAD_POOL, WARNINGS, find_compiler, flags_for
-from vqc.backends.c.emit import FAMILIES, KERNELS, c_name, kernel_sources, number
+from vqc.backends.c.build import find_compiler, flags_for
+from vqc.backends.c.emit import FAMILIES, c_name, kernel_files, kernel_sources, number
 from vqc.backends.c.runtime import CModel, aligned
+from vqc.backends.c.targets import COMMON, THREAD_POOL, WARNINGS
 from vqc.errors import ArtifactError, TargetError
 
 
 def test_text_of_a_small_model():
-    body = generate_model(tiny(), "native").sources["tiny.c"]
-    tables = body[body.index("static const vqc_conv_params") : body.index("#define PROGRAM_ID")]
+    sources = generate_model(tiny(), "native").sources
+    step, body = sources["tiny_step.c"], sources["tiny.c"]
+    tables = step[step.index("static const vqc_conv_params") : step.index("#define A(")]
     assert_expected_inline(
         tables,
         """\
@@ -48,31 +50,16 @@ static const vqc_pw_params p_relu_default = {.dims = 1, .shape = {6}, .operands 
 """,
     )
     assert_expected_inline(
-        body[body.index("int tiny_reset") :],
+        step[step.index("#define A(") :],
         """\
-int tiny_reset(const tiny_model *m, void *state) {
-    const int error = check(m, state);
-    if (error != VQC_OK) return error;
-    memset((unsigned char *)state + 0, 0, 24);
-    return VQC_OK;
-}
-
 #define A(offset) ((void *)(m->arena + (offset)))
 #define W(offset) ((const void *)(m->weights + (offset)))
-#define S(offset) ((void *)((unsigned char *)state + (offset)))
+#define S(offset) ((void *)(state + (offset)))
 #define I(index) (inputs[index])
 #define O(index) (outputs[index])
 #define MARK(call) do { if (m->mark != NULL) m->mark(m->mark_arg, call); } while (0)
 
-int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *const *outputs) {
-    const int error = check(m, state);
-    if (error != VQC_OK) return error;
-    if (inputs == NULL) return VQC_E_NULL;
-    if (outputs == NULL) return VQC_E_NULL;
-    if (inputs[0] == NULL) return VQC_E_NULL;
-    if ((uintptr_t)inputs[0] % 4 != 0) return VQC_E_ALIGN;
-    if (outputs[0] == NULL) return VQC_E_NULL;
-    if ((uintptr_t)outputs[0] % 4 != 0) return VQC_E_ALIGN;
+void tiny_step(const vqc_model *m, unsigned char *state, const void *const *inputs, void *const *outputs) {
     MARK(-1);
     /* conv2d_default: f32[1,1,2,3]  test.py: aten.conv2d.default */
     vqc_conv_f32(m, &p_conv2d_default, I(0), W(0), NULL, NULL, A(64), A(0));
@@ -83,6 +70,51 @@ int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *
     /* relu_default: f32[1,1,2,3]  test.py: aten.relu.default */
     vqc_pointwise_f32(m, &p_relu_default, (const void *const[]){S(0)}, (void *const[]){O(0)});
     MARK(2);
+}
+""",
+    )
+    assert_expected_inline(
+        body[body.index("typedef void step") : body.index("#define PROGRAM_ID")],
+        """\
+typedef void step(const vqc_model *m, unsigned char *state, const void *const *inputs, void *const *outputs);
+step tiny_step;
+
+static const struct {
+    int cpu;
+    step *run;
+} variants[] = {{VQC_CPU_BUILT_FOR, tiny_step}};
+#define VARIANTS 1
+
+int tiny_variants(void) { return VARIANTS; }
+const char *tiny_variant_name(int variant) {
+    return variant < 0 || variant >= VARIANTS ? "unknown" : vqc_cpu_name(variants[variant].cpu);
+}
+
+""",
+    )
+    assert_expected_inline(
+        body[body.index("int tiny_reset") :],
+        """\
+int tiny_reset(const tiny_model *m, void *state) {
+    const int error = check(m, state);
+    if (error != VQC_OK) return error;
+    memset(state, 0, VQC_ALIGN);
+    memcpy(state, &m->program, sizeof m->program);
+    memset((unsigned char *)state + 64u, 0, 24u);
+    return VQC_OK;
+}
+
+int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *const *outputs) {
+    const int error = check(m, state);
+    if (error != VQC_OK) return error;
+    if (memcmp(state, &m->program, sizeof m->program) != 0) return VQC_E_STATE;
+    if (inputs == NULL) return VQC_E_NULL;
+    if (outputs == NULL) return VQC_E_NULL;
+    if (inputs[0] == NULL) return VQC_E_NULL;
+    if ((uintptr_t)inputs[0] % 4 != 0) return VQC_E_ALIGN;
+    if (outputs[0] == NULL) return VQC_E_NULL;
+    if ((uintptr_t)outputs[0] % 4 != 0) return VQC_E_ALIGN;
+    variants[m->variant].run(m, (unsigned char *)state + 64, inputs, outputs);
     return VQC_OK;
 }
 """,
@@ -104,7 +136,7 @@ def _compilers():
 @pytest.mark.parametrize(("name", "command"), _compilers(), ids=[n for n, _ in _compilers()])
 def test_all_files_compile_without_a_warning(name, command, target, tmp_path):
     sources = kernel_sources(FAMILIES) | generate_model(wide(), target).sources | generate_model(tiny(), target).sources
-    sources[THREAD_POOL] = (KERNELS / THREAD_POOL).read_text()
+    sources |= kernel_files([THREAD_POOL])
     for file, text in sources.items():
         (tmp_path / file).write_text(text)
     extra = ["-pedantic"] if target == "portable" else []
@@ -199,7 +231,7 @@ def test_step_leaves_the_given_state_alone_and_stream_resets():
     two = stream.step(exe.program.example)[0]
     stream.reset()
     assert not torch.equal(one, two) and torch.equal(stream.step(exe.program.example)[0], one)
-    assert exe.report.state_bytes == 64 and exe.report.weight_bytes == 128 and exe.report.arena_bytes >= 64
+    assert exe.report.state_bytes == 128 and exe.report.weight_bytes == 128 and exe.report.arena_bytes >= 64
 
 
 def test_options_and_compilers_are_checked(monkeypatch, tmp_path):
@@ -211,7 +243,7 @@ def test_options_and_compilers_are_checked(monkeypatch, tmp_path):
         CBackend().compile(tiny(), "native", {"threads": 0})
     with pytest.raises(TargetError, match="does not run"):
         CBackend().compile(tiny(), "native", {"cc": "no-such-compiler"})
-    with pytest.raises(TargetError, match="cannot compile for"):
+    with pytest.raises(TargetError, match="no target 'native:elsewhere'"):
         CBackend().compile(tiny(), "native:elsewhere", {})
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VQC_CACHE", str(tmp_path / "file"))

@@ -15,6 +15,9 @@ from vqc.backends.c.build import find_compiler, flags_for
 from vqc.errors import ArtifactError, UnsupportedOp
 
 
+SAYS = "tiny, as compiled: ok\ntiny: ok\n"
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_the_headers_work_in_cpp(tmp_path):
     CBackend().export(tiny(), "native", tmp_path / "out", {})
@@ -42,7 +45,7 @@ def test_self_test_is_clean_under_sanitizers(tmp_path):
     ]
     subprocess.run(command, cwd=out, check=True)
     done = subprocess.run(["./t"], cwd=out, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "wide: ok\n", done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.endswith("wide: ok\n"), done.stdout + done.stderr
 
 
 def test_export_builds_and_passes_its_self_test(tmp_path):
@@ -52,7 +55,7 @@ def test_export_builds_and_passes_its_self_test(tmp_path):
     command = find_compiler().command
     files = [f.name for f in out.glob("*.c")]
     subprocess.run([*command, *flags_for("x.c", "native"), *files, "-lm", "-o", "t"], cwd=out, check=True)
-    assert subprocess.run(["./t"], cwd=out, capture_output=True, text=True).stdout == "tiny: ok\n"
+    assert subprocess.run(["./t"], cwd=out, capture_output=True, text=True).stdout == SAYS
     vectors = bytearray((out / "tiny.test.bin").read_bytes())
     vectors[64 + 64 + 3] ^= 0x7F  # an expected output of the first step
     (out / "tiny.test.bin").write_bytes(vectors)
@@ -85,7 +88,7 @@ def test_export_replaces_only_its_own_folder(tmp_path):
 
 
 def test_export_of_an_unsupported_operator_writes_nothing(tmp_path):
-    p = chain(lambda b, x: b.call(aten.cumsum.default, x, 0), torch.randn(3))
+    p = chain(lambda b, x: b.call(aten.linalg_det.default, x), torch.randn(3, 3))
     with pytest.raises(UnsupportedOp, match="cannot fall back"):
         CBackend().export(p, "native", tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
