@@ -82,6 +82,13 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 def why_not(program: Program, node: fx.Node, target: str) -> str | None:
     """None when a rule takes this call on this target, else the reason there is none."""
+    from vqc.backends.c.expand import alone, expandable
+
+    if expandable(node):
+        small = alone(program, node)
+        if node.name not in {n.name for n in small.calls}:
+            inner = ((n, why_not(small, n, target)) for n in small.calls)
+            return next((f"{op_text(n.target)} in it: {reason}" for n, reason in inner if reason is not None), None)
     rule = rule_for(node.target, target)
     if rule is None:
         return f"there is no C kernel for {op_text(node.target)}"

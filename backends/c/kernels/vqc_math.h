@@ -55,4 +55,26 @@ static inline float vqc_tanh_near(float x) {
     return x > -0.625f && x < 0.625f ? small : large;
 }
 
+/* erf, error about 2e-7: its series near 0, else 1 - e^-x^2 times a polynomial in 1 / (1 + 0.3275911 x), Abramowitz and
+ * Stegun 7.1.26. */
+static inline float vqc_erf(float x) {
+    const float z = x * x, t = 1.0f / (1.0f + 0.3275911f * fabsf(x));
+    float p = 1.061405429f;
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const float large = 1.0f - p * t * vqc_exp(-z);
+    float s = -1.49258e-5f;
+    s = s * z + 1.20553e-4f;
+    s = s * z - 0.00085483270f;
+    s = s * z + 0.00522397762f;
+    s = s * z - 0.02686617064f;
+    s = s * z + 0.11283791671f;
+    s = s * z - 0.37612638903f;
+    s = s * z + 1.12837916710f;
+    const float small = s * x, far = x < 0.0f ? -large : large;
+    return x > -0.75f && x < 0.75f ? small : far;
+}
+
 #endif

@@ -53,8 +53,30 @@ enum vqc_pw_code {
     VQC_PW_COS = 35,
     VQC_PW_ERF = 36,
     VQC_PW_NOT = 37,   /* * a == 0 */
-    VQC_PW_MOD = 38,   /* a - floor(a / b) * b, sign of b */
-    VQC_PW_ATAN2 = 39
+    VQC_PW_MOD = 38,   /* * a - floor(a / b) * b, sign of b; integers: 0 where b is 0, as all their divisions */
+    VQC_PW_ATAN2 = 39,
+    VQC_PW_FMOD = 40,  /* * a - trunc(a / b) * b, sign of a */
+    VQC_PW_LOG2 = 41,
+    VQC_PW_LOG10 = 42,
+    VQC_PW_EXP2 = 43,
+    VQC_PW_TAN = 44,
+    VQC_PW_ASIN = 45,
+    VQC_PW_ACOS = 46,
+    VQC_PW_ATAN = 47,
+    VQC_PW_SINH = 48,
+    VQC_PW_COSH = 49,
+    VQC_PW_ASINH = 50,
+    VQC_PW_ACOSH = 51,
+    VQC_PW_ATANH = 52,
+    VQC_PW_FLOORDIV = 53, /* * floor(a / b) */
+    VQC_PW_TRUNCDIV = 54, /* * trunc(a / b) */
+    VQC_PW_BITAND = 55,   /* * and the following only on integers */
+    VQC_PW_BITOR = 56,
+    VQC_PW_BITXOR = 57,
+    VQC_PW_BITNOT = 58,
+    VQC_PW_SHL = 59,
+    VQC_PW_SHR = 60, /* of a negative number: towards minus infinity */
+    VQC_PW_IPOW = 61 /* a to the power of b, b not negative */
 };
 
 typedef struct vqc_pw_op {

@@ -33,6 +33,32 @@ static void store(unsigned char *p, int32_t dtype, ptrdiff_t stride, const int64
     }
 }
 
+/* Quotients towards minus infinity (down) or zero, and what is left. Dividing by 0 gives 0, by -1 the negative, wrapped. */
+static int64_t quotient(int64_t x, int64_t y, int down) {
+    if (y == 0) return 0;
+    if (y == -1) return (int64_t)(0u - (uint64_t)x);
+    return x / y - (down && x % y != 0 && (x < 0) != (y < 0) ? 1 : 0);
+}
+
+static int64_t remaining(int64_t x, int64_t y, int down) {
+    if (y == 0 || y == -1) return 0;
+    const int64_t rest = x % y;
+    return down && rest != 0 && (rest < 0) != (y < 0) ? rest + y : rest;
+}
+
+static int64_t shifted(int64_t x, int64_t by, int left) {
+    if (by < 0 || by > 63) return left || x >= 0 ? 0 : -1;
+    if (left) return (int64_t)((uint64_t)x << by);
+    return x >= 0 ? (int64_t)((uint64_t)x >> by) : (int64_t)~(~(uint64_t)x >> by);
+}
+
+static int64_t power(int64_t x, int64_t y) {
+    uint64_t result = 1, base = (uint64_t)x;
+    for (; y > 0; y /= 2, base *= base)
+        if (y % 2 != 0) result *= base;
+    return (int64_t)result;
+}
+
 /* Sums and products wrap, as PyTorch's: signed overflow has no meaning in C, so they are done unsigned. */
 #define WRAP(OP) (int64_t)((uint64_t)x OP (uint64_t) y)
 #define OPERATION(CODE, EXPR)                                                                                         \
@@ -67,6 +93,16 @@ static void pw_block(const vqc_pw_params *p, unsigned char **at, ptrdiff_t n) {
             OPERATION(VQC_PW_NE, x != y)
             OPERATION(VQC_PW_AND, x != 0 && y != 0)
             OPERATION(VQC_PW_OR, x != 0 || y != 0)
+            OPERATION(VQC_PW_FLOORDIV, quotient(x, y, 1))
+            OPERATION(VQC_PW_TRUNCDIV, quotient(x, y, 0))
+            OPERATION(VQC_PW_MOD, remaining(x, y, 1))
+            OPERATION(VQC_PW_FMOD, remaining(x, y, 0))
+            OPERATION(VQC_PW_BITAND, (int64_t)((uint64_t)x & (uint64_t)y))
+            OPERATION(VQC_PW_BITOR, (int64_t)((uint64_t)x | (uint64_t)y))
+            OPERATION(VQC_PW_BITXOR, (int64_t)((uint64_t)x ^ (uint64_t)y))
+            OPERATION(VQC_PW_SHL, shifted(x, y, 1))
+            OPERATION(VQC_PW_SHR, shifted(x, y, 0))
+            OPERATION(VQC_PW_IPOW, power(x, y))
         case VQC_PW_WHERE:
             for (ptrdiff_t k = 0; k < n; k++) d[k] = a[k] != 0 ? b[k] : c[k];
             break;
@@ -78,6 +114,9 @@ static void pw_block(const vqc_pw_params *p, unsigned char **at, ptrdiff_t n) {
             break;
         case VQC_PW_SIGN:
             for (ptrdiff_t k = 0; k < n; k++) d[k] = (a[k] > 0) - (a[k] < 0);
+            break;
+        case VQC_PW_BITNOT:
+            for (ptrdiff_t k = 0; k < n; k++) d[k] = (int64_t)~(uint64_t)a[k];
             break;
         case VQC_PW_NOT:
             for (ptrdiff_t k = 0; k < n; k++) d[k] = a[k] == 0;

@@ -10,7 +10,7 @@ from torch import fx
 from vqc.backends.c import expr as ex
 from vqc.backends.c.expr import Expr, apply, const
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.lowering.pointwise import POINTWISE, finish, held, operand, pointwise, scaled
+from vqc.backends.c.lowering.pointwise import POINTWISE, finish, held, integer_call, operand, pointwise, scaled
 from vqc.backends.c.registry import lowering
 from vqc.ops.exact import SIXTH, argument
 from vqc.program import dtype_of, shape_of
@@ -144,9 +144,11 @@ def _addcmul(get, node):
     return apply("add", get(node.args[0]), scaled(product, argument(node, "value", 1)))
 
 
-@pointwise("aten::pow.Tensor_Scalar", "aten::pow.Tensor_Tensor", "aten::pow.Scalar", needs=("pow",))
+@pointwise("aten::pow.Tensor_Scalar", "aten::pow.Tensor_Tensor", "aten::pow.Scalar", needs=("ipow",))
 def _pow(get, node):
     x, y = get(node.args[0]), node.args[1]
+    if integer_call(node):
+        return apply("ipow", x, get(y))
     if y in (2, 3):
         return apply("mul", x, x) if y == 2 else apply("mul", apply("mul", x, x), x)
     if y == 0.5:

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from vqc.backends.c import expr as ex
+from vqc.backends.c.expand import Expander, expansion
 from vqc.backends.c.ir import Struct, numel
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.lowering.conv import constant_arguments
@@ -17,13 +18,14 @@ from vqc.ops.exact import argument
 from vqc.program import Program, shape_of
 
 
-def _norm(ctx: Lowering, node: fx.Node, rows: int, count: int, cycle: int, span: int) -> None:
+def _norm(ctx: Lowering, node: fx.Node, rows: int, count: int, cycle: int, span: int, rms: bool = False) -> None:
     x = ctx.dense(node.args[0])
-    weight, bias = (
-        ctx.dense(a) if isinstance(a, fx.Node) else None for a in (argument(node, "weight"), argument(node, "bias"))
-    )
-    params = Struct("vqc_norm_params", {"rows": rows, "count": count, "cycle": cycle, "span": span,
-                                        "eps": float(argument(node, "eps"))})  # fmt: skip
+    weight, bias = (ctx.dense(a) if isinstance(a, fx.Node) else None
+                    for a in (argument(node, "weight"), argument(node, "bias")))  # fmt: skip
+    eps = argument(node, "eps")
+    eps = torch.finfo(torch.float32).eps if eps is None else float(eps)
+    params = Struct("vqc_norm_params", {"rows": rows, "count": count, "cycle": cycle, "span": span, "eps": eps,
+                                        "rms": rms})  # fmt: skip
     ctx.call("vqc_norm_f32", "reduce", params, x, weight, bias, out=[ctx.result(node)])
 
 
@@ -32,6 +34,12 @@ def lower_layer_norm(ctx: Lowering, node: fx.Node) -> None:
     shape = shape_of(node.args[0])
     count = numel([int(s) for s in argument(node, "normalized_shape")])
     _norm(ctx, node, numel(shape) // count, count, 1, 1)
+
+
+@lowering("aten::rms_norm", check=FLOATS)
+def lower_rms_norm(ctx: Lowering, node: fx.Node) -> None:
+    count = numel([int(s) for s in argument(node, "normalized_shape")])
+    _norm(ctx, node, numel(shape_of(node.args[0])) // count, count, 1, 1, rms=True)
 
 
 @lowering("aten::group_norm", check=FLOATS)
@@ -43,6 +51,47 @@ def lower_group_norm(ctx: Lowering, node: fx.Node) -> None:
 
 def _own_statistics(program: Program, node: fx.Node) -> str | None:
     return None if argument(node, "use_input_stats") else "it normalises by running statistics"
+
+
+@expansion("aten::instance_norm")
+def expand_instance_norm(e: Expander, node: fx.Node) -> fx.Node | None:
+    """By running statistics it is a batch norm."""
+    if e.arg("use_input_stats"):
+        return None
+    weight, bias, mean, var = (e.arg(k) for k in ("weight", "bias", "running_mean", "running_var"))
+    return e("batch_norm", node.args[0], weight, bias, mean, var, False, 0.0, e.arg("eps"), False)
+
+
+@expansion("aten::batch_norm")
+def expand_batch_norm(e: Expander, node: fx.Node) -> fx.Node | None:
+    """With factors or statistics computed at run time, or by the input's own statistics: operator by operator."""
+    names = ("weight", "bias", "running_mean", "running_var")
+    given = {k: e.arg(k) for k in names}
+    training = bool(e.arg("training"))
+    constant = all(v is None or e.program.constant(v) is not None for v in given.values())
+    if training and given["running_mean"] is not None:
+        return None  # it would have to update them
+    if constant and not training:
+        return None
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    shape = [1, -1, *(1,) * (len(e.shape(x)) - 2)]
+    dims = [0, *range(2, len(e.shape(x)))]
+
+    def along(value: fx.Node) -> fx.Node:
+        return e("view", value, shape)
+
+    if training:
+        mean = e("mean.dim", x, dims, True)
+        centred = e("sub.Tensor", x, mean)
+        var = e("mean.dim", e("mul.Tensor", centred, centred), dims, True)
+    else:
+        centred = e("sub.Tensor", x, along(given["running_mean"]))
+        var = along(given["running_var"])
+    y = e("mul.Tensor", centred, e("rsqrt", e("add.Scalar", var, float(e.arg("eps")))))
+    if given["weight"] is not None:
+        y = e("mul.Tensor", y, along(given["weight"]))
+    return y if given["bias"] is None else e("add.Tensor", y, along(given["bias"]))
 
 
 @lowering("aten::instance_norm", check=all_of(FLOATS, _own_statistics))

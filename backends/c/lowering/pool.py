@@ -10,10 +10,11 @@ from torch import fx
 
 from vqc.backends.c.ir import Struct, Value, numel
 from vqc.backends.c.lower import Lowering
+from vqc.backends.c.lowering.volume import integer_windows, max_volume, windows_of
 from vqc.backends.c.registry import FLOATS, all_of, lowering, only
 from vqc.ops.exact import argument
 from vqc.ops.pool import pool_windows
-from vqc.program import Program, shape_of
+from vqc.program import Program, dtype_of, shape_of
 
 
 def _pair(value: Sequence[int] | int | None, default: Sequence[int] = (1, 1)) -> tuple[int, int]:
@@ -58,22 +59,21 @@ def lower_exact_avg_pool(ctx: Lowering, node: fx.Node) -> None:
     _lower_avg(ctx, node, _pair(argument(node, "kernel")))
 
 
-def _no_dilation(program: Program, node: fx.Node) -> str | None:
-    dilation = _pair(argument(node, "dilation"))
-    return None if dilation == (1, 1) else f"its windows are dilated by {dilation}"
+def _plain_integers(program: Program, node: fx.Node) -> str | None:
+    """The integer kernels take windows without gaps."""
+    return None if dtype_of(node) == torch.float32 else integer_windows(program, node)
 
 
-@lowering("aten::max_pool2d", check=all_of(_no_dilation, only(torch.float32, torch.uint8, torch.int8)))
+@lowering("aten::max_pool2d", check=all_of(only(torch.float32, torch.uint8, torch.int8), _plain_integers))
 def lower_max_pool(ctx: Lowering, node: fx.Node) -> None:
-    x, out = ctx.dense(node.args[0]), ctx.result(node)
-    kernel = _pair(argument(node, "kernel_size"))
-    stride, padding = _pair(argument(node, "stride"), kernel), _pair(argument(node, "padding"), (0, 0))
-    tables = []
-    for i in (0, 1):
-        first, last, _ = pool_windows(x.shape[i - 2], kernel[i], stride[i], padding[i],
-                                      bool(argument(node, "ceil_mode")), False)  # fmt: skip
-        tables.append(ctx.weight(np.concatenate([first, last]), "windows"))
-    kind = {torch.float32: "f32", torch.uint8: "u8", torch.int8: "s8"}[x.dtype]
+    x = ctx.dense(node.args[0])
+    if x.dtype == torch.float32:
+        max_volume(ctx, node)
+        return
+    windows, _ = windows_of(node)
+    tables = [ctx.weight(np.concatenate(w[:2]).astype(np.int32), "windows") for w in windows[1:]]
+    kind = {torch.uint8: "u8", torch.int8: "s8"}[x.dtype]
+    out = ctx.result(node)
     ctx.call(f"vqc_max_pool_{kind}", "pool", _params(x, out), x, *tables, out=[out])
 
 
