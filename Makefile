@@ -57,7 +57,7 @@ test: lint
 	$(RUN) pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
-	$(RUN) benchmarks.fidelity_speed $(BENCH_ARGS)
+	$(RUN) benchmarks.cpu $(BENCH_ARGS)
 	$(RUN) benchmarks.tables
 
 docs: $(STAMP)

@@ -1,4 +1,4 @@
-"""Put the tables of benchmarks/results/*.json into the README, between its markers.
+"""Put the tables of benchmarks/results/ into the README, between its markers.
 
 python -m benchmarks.tables [--check]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,39 @@ TITLES = {
     "rife": "RIFE 3.8, frame interpolation",
     "srvgg": "SRVGG (realesr-animevideov3), super-resolution x4",
 }
+Record = dict[str, Any]
+Row = dict[str, str]
 
 
-def tables(content: dict[str, Any]) -> str:
-    """The tables of one processor as Markdown: one for each network and number of threads."""
-    machine, found = content["machine"], content["versions"]
-    shown = ", ".join(f"{k} {v}" for k, v in found.items() if v != "not installed")
-    text = f"**{machine['processor']}**, {machine['cores']} cores, {machine['system']}; {shown}.\n"
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for record in content["results"]:
-        groups.setdefault((record["model"], record["threads"]), []).append(record)
-    for (model, threads), records in groups.items():
-        first = records[0]
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
+
+
+def _groups(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[k] for k in keys), []).append(record)
+    return groups
+
+
+# ---- networks ------------------------------------------------------------------------------------------------------
+
+
+def networks(records: Sequence[Record]) -> str:
+    """A table for each network and number of threads; vqc's rows with the ratio to the fastest peer of their kind."""
+    text = ""
+    for (model, threads), group in _groups(records, "model", "threads").items():
+        first = group[0]
         text += (f"\n{TITLES[model]}: {first['size']}, {first['steps']} steps of `{first['clip']}`, calibrated on "
-                 f"`{first['calibration']}`, {threads} thread{'s' if threads > 1 else ''}.\n\n")  # fmt: skip
-        text += markdown([_row(r) for r in records])
+                 f"`{first['calibration']}`, {_threads(threads)}.\n\n")  # fmt: skip
+        text += markdown([_network_row(r) for r in group]) + _baselines(group)
     return text
 
 
-def _row(record: dict[str, Any]) -> dict[str, str]:
+def _network_row(record: Record) -> Row:
     row = {"engine": record["engine"], "ms a frame": f"{record['ms']:.1f}"}
+    if "ratio" in record:
+        row["of the best peer"] = f"{record['ratio']:.2f} x"
     for name, value in record["metrics"].items():
         if name != "drift dB/frame":
             row[name] = "equal" if value is None else f"{value:.2f}"
@@ -46,12 +60,79 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
     return row | {"weights MB": f"{size / 1e6:.2f}" if size else "–"}
 
 
+def _baselines(records: Sequence[Record]) -> str:
+    """Which peers the ratios are against."""
+    named = [f"{r['engine']}: {r['baseline']}" for r in records if "baseline" in r]
+    return f"\nBest peers: {'; '.join(named)}.\n" if named else ""
+
+
+# ---- layers --------------------------------------------------------------------------------------------------------
+
+
+def layers(records: Sequence[Record]) -> str:
+    """Milliseconds of one layer: an engine a row, a shape a column; vqc's with the ratio to the best of its kind."""
+    text = ""
+    for (threads,), group in _groups(records, "threads").items():
+        rows: dict[str, Row] = {}
+        for r in group:
+            cell = f"{r['ms']:.3f}" + (f" ({r['ratio']:.2f} x)" if "ratio" in r else "")
+            rows.setdefault(r["engine"], {"ms of a layer": r["engine"]})[r["shape"]] = cell
+        text += (f"\nOne convolution with bias and ReLU in a chain, {_threads(threads)}; in brackets the time over "
+                 "that of the fastest peer of the same kind (float32; or bf16 and int8).\n\n")  # fmt: skip
+        text += markdown(list(rows.values()))
+    return text
+
+
+def binary(records: Sequence[Record]) -> str:
+    """The binary layers, as their benchmark names its columns."""
+    hidden = ("macs",)
+    rows = [{k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in r.items() if k not in hidden}
+            for r in records]  # fmt: skip
+    return "\nBinary convolutions.\n\n" + markdown(rows)
+
+
+# ---- the build -----------------------------------------------------------------------------------------------------
+
+
+def build(records: Sequence[Record]) -> str:
+    """Seconds and sizes of making the C of a network."""
+    rows = [{
+        "program": f"{r['model']} {r['size']}, {r['recipe']}", "generate s": f"{r['generate_s']:.1f}",
+        "compile s": f"{r['compile_s']:.1f}", "sources MB": f"{r['source_bytes'] / 1e6:.2f}",
+        "weights MB": f"{r['weight_bytes'] / 1e6:.2f}", "arena MB": f"{r['arena_bytes'] / 1e6:.2f}",
+        "of what is alive at once": f"{r['arena_bytes'] / r['live_bytes']:.3f} x",
+    } for r in records]  # fmt: skip
+    return "\nFrom a captured network to a library, with nothing in the caches.\n\n" + markdown(rows)
+
+
+TOPICS: dict[str, Callable[[Sequence[Record]], str]] = {
+    "networks": networks, "layers": layers, "binary": binary, "build": build,
+}  # fmt: skip
+
+
+def tables(topics: dict[str, Record]) -> str:
+    """The tables of one processor as Markdown; `topics`: the files' contents by topic."""
+    text = ""
+    heads: list[str] = []
+    for name, content in topics.items():
+        machine = content["machine"]
+        shown = ", ".join(f"{k} {v}" for k, v in content["versions"].items() if v != "not installed")
+        load = "" if machine["load"] is None else f", load {machine['load']} before"
+        head = f"**{machine['processor']}**, {machine['cores']} cores, {machine['system']}{load}; {shown}.\n"
+        text += ("" if head in heads else ("\n" if text else "") + head) + TOPICS[name](content["results"])
+        text += f"\n{content['note']}\n" if content.get("note") else ""
+        heads.append(head)
+    return text
+
+
 def section(folder: Path) -> str:
     """What stands between the markers."""
-    files = sorted(folder.glob("*.json"))
-    if not files:
-        return "Not measured yet: run `make bench`.\n"
-    return "\n".join(tables(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+    parts = []
+    for place in sorted(p for p in folder.glob("*") if p.is_dir()):
+        found = {t: json.loads((place / f"{t}.json").read_text(encoding="utf-8")) for t in TOPICS
+                 if (place / f"{t}.json").exists()}  # fmt: skip
+        parts += [tables(found)] if found else []
+    return "\n".join(parts) or "Not measured yet: run `make bench`.\n"
 
 
 def replaced(readme: str, text: str) -> str:

@@ -83,9 +83,20 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
 
     Raises whatever `vqc.capture`, `vqc.apply` and `vqc.compile` raise.
     """
+    program = recipe_program(net, recipe, calibration, progress)
+    return program_engine(program, name or f"vqc {target}, {recipe}", target, **options)
+
+
+def recipe_program(net: Network, recipe: str, calibration: Clips | None = None, progress: Progress | None = None
+                   ) -> Program:  # fmt: skip
+    """The network captured and put through a recipe, with arguments as those of `compiled_engine`."""
     program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
     clips = None if calibration is None else [net.steps(clip) for clip in as_list(calibration)]
-    program = vqc.apply(program, recipe, calibration=clips, progress=progress)
+    return vqc.apply(program, recipe, calibration=clips, progress=progress)
+
+
+def program_engine(program: Program, name: str, target: str, **options: Any) -> Engine:
+    """An engine of a Program, compiled for a target."""
     executable = vqc.compile(program, target, **options)
     stream = vqc.Stream(executable)
 
@@ -93,7 +104,7 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
         return pytree.tree_leaves(stream(*inputs))
 
     size = executable.report.weight_bytes or constant_bytes(program)
-    return Engine(name or f"vqc {target}, {recipe}", step, stream.reset, size, program, executable.report)
+    return Engine(name, step, stream.reset, size, program, executable.report)
 
 
 def as_list(clips: Clips) -> list[Tensor]:
@@ -112,11 +123,16 @@ def constant_bytes(program: Program) -> int:
     return sum(x.numel() * x.element_size() for x in program.constants.values() if isinstance(x, Tensor))
 
 
-def play(engine: Engine, net: Network, clip: Tensor, progress: Progress | None = None) -> Playback:
-    """Play a clip [T,3,H,W] in [0,1] from a reset; one step after the other, each timed by the wall clock."""
-    played = Playback(engine.name, engine.weight_bytes)
+def play(engine: Engine, net: Network, clip: Tensor, progress: Progress | None = None, *, onto: Playback | None = None
+         ) -> Playback:  # fmt: skip
+    """Play a clip [T,3,H,W] in [0,1] from a reset; one step after the other, each timed by the wall clock.
+
+    `onto`: a playback that this clip goes on from: the engine is not reset.
+    """
+    played = onto or Playback(engine.name, engine.weight_bytes)
     steps = net.steps(clip)
-    engine.reset()
+    if onto is None:
+        engine.reset()
     for t, inputs in enumerate(steps):
         start = time.perf_counter()
         leaves = engine.step(inputs)
