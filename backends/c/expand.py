@@ -112,11 +112,49 @@ def expandable(node: fx.Node) -> bool:
     return _rule(node) is not None
 
 
+def is_empty(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor without elements."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.numel() == 0
+
+
+def reads_nothing(program: Program, node: fx.Node) -> bool:
+    """Whether what a call reads is known beforehand: empty tensors, one at least, and constants."""
+    given = node.all_input_nodes
+    return any(map(is_empty, given)) and all(is_empty(n) or program.constant(n) is not None for n in given)
+
+
+def _fill_in_empty(program: Program) -> None:
+    """Calls whose result is empty, or comes from empty tensors alone, become constants; a cat leaves empty parts out."""
+
+    def known(n: fx.Node) -> torch.Tensor | None:
+        return torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) if is_empty(n) else program.constant(n)
+
+    for node in program.calls:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        if is_empty(node):
+            tensor = torch.empty(value.shape, dtype=value.dtype)
+        elif reads_nothing(program, node):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
+            tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+        else:
+            if op_name(node.target) == "aten::cat":
+                node.update_arg(0, [a for a in node.args[0] if not is_empty(a)])  # type: ignore[union-attr]
+            continue
+        node.replace_all_uses_with(program.add_constant(f"{node.name}_constant", tensor))
+
+
 def expanded(program: Program) -> Program:
     """The Program with all expansions carried out; `meta["origin"]` of a new call names the one it comes from."""
-    if not any(map(expandable, program.calls)):
+    nothing = any(map(is_empty, program.calls))
+    if not nothing and not any(map(expandable, program.calls)):
         return program
     copy = program.clone()
+    if nothing:
+        _fill_in_empty(copy)
+        copy.drop_dead()
     for node in copy.calls:
         _expand(copy, node, node.name)
     copy.drop_dead()

@@ -117,6 +117,8 @@ def _init_head(name: str) -> str:
 def _checks(kind: str, values: Iterable[Value]) -> list[str]:
     lines = []
     for i, v in enumerate(values):
+        if v.count == 0:  # an empty tensor may be nowhere
+            continue
         lines.append(f"    if ({kind}[{i}] == NULL) return VQC_E_NULL;")
         if v.item > 1:
             lines.append(f"    if ((uintptr_t){kind}[{i}] % {v.item} != 0) return VQC_E_ALIGN;")

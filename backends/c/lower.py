@@ -152,6 +152,8 @@ class Lowering:
         that the plan may let the source live there.
         """
         assert src.item == dst.item
+        if dst.count == 0:
+            return
         steps = tuple(src.strides) if strides is None else tuple(strides)
         order = sorted(range(len(dst.shape)), key=lambda i: -abs(dst.strides[i]))
         shape, (a, b) = ex.collapse([dst.shape[i] for i in order], [steps[i] for i in order],

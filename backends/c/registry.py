@@ -82,8 +82,10 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 def why_not(program: Program, node: fx.Node, target: str) -> str | None:
     """None when a rule takes this call on this target, else the reason there is none."""
-    from vqc.backends.c.expand import alone, expandable
+    from vqc.backends.c.expand import alone, expandable, is_empty, reads_nothing
 
+    if is_empty(node) or reads_nothing(program, node):
+        return None  # there is nothing to compute
     if expandable(node):
         small = alone(program, node)
         if node.name not in {n.name for n in small.calls}:
@@ -96,7 +98,7 @@ def why_not(program: Program, node: fx.Node, target: str) -> str | None:
         for t in tensors(n.meta.get("val")):
             if t.dtype not in DTYPES:
                 return f"{n.name} is {DTYPE_NAMES.get(t.dtype, str(t.dtype))}, which the C kernels do not know"
-            if t.numel() == 0:
+            if t.numel() == 0 and op_name(node.target) not in ("aten::cat", "getitem"):
                 return f"{n.name} is empty"
             if t.numel() >= 2**31:
                 return f"{n.name} has 2^31 elements or more"

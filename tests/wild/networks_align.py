@@ -15,29 +15,47 @@ case = registrar(CASES)
 logger = logging.getLogger("wild")
 
 
-@torch.library.custom_op("wild_tests::deform_conv2d", mutates_args=())
-def deform_conv2d(x: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, bias: torch.Tensor,
-                  stride: int, pad: int, groups: int) -> torch.Tensor:  # fmt: skip
+DEFORM = (
+    "(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, "
+    "SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, "
+    "bool use_mask) -> Tensor"
+)
+
+
+def _deform_conv2d(x, weight, offset, mask, bias, sh, sw, ph, pw, dh, dw, groups, offset_groups, use_mask):
     """Modulated deformable convolution: every tap of every output pixel samples at its own offset (y, x)."""
     n, c, h, w = x.shape
     o, _, kh, kw = weight.shape
     oh, ow = offset.shape[-2:]
-    ys = torch.arange(oh, dtype=x.dtype)[:, None] * stride - pad
-    xs = torch.arange(ow, dtype=x.dtype)[None] * stride - pad
-    off, cols = offset.view(n, groups, kh * kw, 2, oh, ow), []
+    ys = torch.arange(oh, dtype=x.dtype)[:, None] * sh - ph
+    xs = torch.arange(ow, dtype=x.dtype)[None] * sw - pw
+    off, cols = offset.view(n, offset_groups, kh * kw, 2, oh, ow), []
+    each = c // offset_groups
     for k in range(kh * kw):
-        gy, gx = ys + k // kw + off[:, :, k, 0], xs + k % kw + off[:, :, k, 1]
+        gy, gx = ys + k // kw * dh + off[:, :, k, 0], xs + k % kw * dw + off[:, :, k, 1]
         grid = torch.stack((gx * 2 / (w - 1) - 1, gy * 2 / (h - 1) - 1), -1).flatten(0, 1)
-        tap = F.grid_sample(x.reshape(n * groups, c // groups, h, w), grid, align_corners=True)
-        cols.append(
-            tap.view(n, c, oh, ow) * mask.view(n, groups, -1, oh, ow)[:, :, k].repeat_interleave(c // groups, 1)
-        )
-    return torch.einsum("nckhw,ock->nohw", torch.stack(cols, 2), weight.flatten(2)) + bias.view(1, o, 1, 1)
+        tap = F.grid_sample(x.reshape(n * offset_groups, each, h, w), grid, align_corners=True).view(n, c, oh, ow)
+        if use_mask:
+            tap = tap * mask.view(n, offset_groups, -1, oh, ow)[:, :, k].repeat_interleave(each, 1)
+        cols.append(tap.view(n, groups, c // groups, oh, ow))
+    y = torch.einsum("ngckhw,gock->ngohw", torch.stack(cols, 3), weight.view(groups, o // groups, -1, kh * kw))
+    return y.reshape(n, o, oh, ow) + bias.view(1, o, 1, 1)
 
 
-@deform_conv2d.register_fake
-def _(x, weight, offset, mask, bias, stride, pad, groups):
+def _deform_shape(x, weight, offset, *_):
     return x.new_empty(x.shape[0], weight.shape[0], *offset.shape[-2:])
+
+
+if not hasattr(torch.ops.torchvision, "deform_conv2d"):  # under its real name: compilers know it by that
+    torch.library.define("torchvision::deform_conv2d", DEFORM)
+    torch.library.impl("torchvision::deform_conv2d", "CPU", _deform_conv2d)
+    torch.library.register_fake("torchvision::deform_conv2d", _deform_shape)
+
+
+def deform_conv2d(x, weight, offset, mask, bias, stride, pad, groups):
+    return torch.ops.torchvision.deform_conv2d(
+        x, weight, offset, mask, bias, stride, stride, pad, pad, 1, 1, 1, groups, True
+    )
 
 
 def flow_warp(x, flow, interp_mode="bilinear", padding_mode="zeros", align_corners=True):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from vqc.backends.c.ir import Struct, Value
+from vqc.backends.c.ir import Struct, Value, numel
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.packing import Geometry, pack_conv, pack_transposed
 from vqc.backends.c.registry import FLOATS, all_of, lowering, op_name
@@ -100,11 +100,25 @@ def _activation(ctx: Lowering, node: fx.Node) -> tuple[fx.Node, dict[str, Any], 
     return None
 
 
+def _weight(ctx: Lowering, arg: Any, geo: Geometry) -> Value:
+    """The packed weight: in the weights, or, computed at run time, by a gather that does the packing."""
+    constant = ctx.constant(arg)
+    if constant is not None:
+        return ctx.weight(packed_weight(geo, constant), str(arg))
+    shape = shape_of(arg)
+    numbers = torch.arange(1, numel(shape) + 1, dtype=torch.int32).reshape(shape)
+    order = packed_weight(geo, numbers) - 1  # -1 where the packing fills in zeros
+    packed = ctx.new((order.numel(),), torch.float32)
+    params = Struct("vqc_gather_params", {"size": 4, "outer": 1, "h": 1, "w": numel(shape), "oh": 1, "ow": order.numel()})
+    ctx.call("vqc_gather", "move", params, ctx.dense(arg), ctx.weight(torch.zeros(1, dtype=torch.int32), "rows"),
+             ctx.weight(order.to(torch.int32), "packing"), ctx.weight(torch.zeros(1), "fill"), out=[packed])  # fmt: skip
+    return packed
+
+
 def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> None:
-    weight = ctx.constant(node.args[1])
-    assert weight is not None
-    bias = ctx.constant(argument(node, "bias"))
-    geo = geometry(node, weight, transposed=transposed)
+    bias = argument(node, "bias")
+    weight: Any = node.args[1]
+    geo = geometry(node, weight.meta["val"], transposed=transposed)
     rows = geo.rows(ctx.workers)
     fields = geo.fields(rows)
     slopes: Value | None = None
@@ -116,8 +130,8 @@ def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> No
         slopes = ctx.weight(slope, "slope") if slope is not None else None
         ctx.done.add(last)
     x = ctx.dense(node.args[0])
-    w = ctx.weight(packed_weight(geo, weight), str(node.args[1]))
-    b = ctx.weight(bias, "bias") if bias is not None else None
+    w = _weight(ctx, node.args[1], geo)
+    b = ctx.dense(bias) if bias is not None else None
     kernel = f"vqc_conv{'_transpose' if transposed else ''}{'_exact' if exact else ''}_f32"
     out = ctx.result(last)
     ctx.call(kernel, "conv_exact_f32" if exact else "conv_f32", Struct("vqc_conv_params", fields), x, w, b, slopes,
@@ -126,24 +140,21 @@ def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> No
         ctx.kernels[last.name] = kernel
 
 
-_PACKED = constant_arguments("weight", "bias")
-
-
-@lowering("aten::conv1d", "aten::conv2d", "aten::conv3d", check=all_of(FLOATS, _batched, _PACKED))
+@lowering("aten::conv1d", "aten::conv2d", "aten::conv3d", check=all_of(FLOATS, _batched))
 def lower_conv(ctx: Lowering, node: fx.Node) -> None:
     _lower(ctx, node, transposed=False, exact=False)
 
 
-@lowering("aten::conv_transpose1d", "aten::conv_transpose2d.input", check=all_of(FLOATS, _batched, _PACKED))
+@lowering("aten::conv_transpose1d", "aten::conv_transpose2d.input", check=all_of(FLOATS, _batched))
 def lower_conv_transpose(ctx: Lowering, node: fx.Node) -> None:
     _lower(ctx, node, transposed=True, exact=False)
 
 
-@lowering("vqc::conv2d", check=all_of(FLOATS, _PACKED))
+@lowering("vqc::conv2d", check=FLOATS)
 def lower_exact_conv(ctx: Lowering, node: fx.Node) -> None:
     _lower(ctx, node, transposed=False, exact=True)
 
 
-@lowering("vqc::conv_transpose2d", check=all_of(FLOATS, _PACKED))
+@lowering("vqc::conv_transpose2d", check=FLOATS)
 def lower_exact_conv_transpose(ctx: Lowering, node: fx.Node) -> None:
     _lower(ctx, node, transposed=True, exact=True)
