@@ -1,0 +1,168 @@
+/* What follows the counts of a binary convolution on Arm: 8 channels at chunks of 16 positions. */
+#define BC_UNROLL _Pragma("GCC unroll 16")
+#define BC_MOST_STEPS 511 /* base - 2 * count stays within 16 bits */
+#define BC_NEVER 0xffffu
+
+/* A chunk: up to 16 positions of an output row. */
+typedef struct bc_place {
+    ptrdiff_t at, n;           /* its first position in a plane of the output, and how many there are */
+    ptrdiff_t run;             /* how many chunks from here on are whole, side by side, and of one and the same kind; or 0 */
+    int32_t count, kind[16];   /* the different entries of a channel's base that its columns take */
+    uint16x8_t lo[16], hi[16]; /* where each entry but the first is taken */
+} bc_place;
+
+/* The chunk from column `col` of an output row on; column: the columns' classes. `run` is left to bc_runs. */
+static inline void bc_place_of(const bc_job *j, const int32_t *column, ptrdiff_t row, ptrdiff_t col, bc_place *place) {
+    const vqc_bconv_params *p = j->p;
+    const int32_t above = j->classes[row] * p->column_classes;
+    column += col;
+    place->at = row * p->ow + col;
+    place->n = p->ow - col < 16 ? p->ow - col : 16;
+    place->kind[0] = above + column[0];
+    place->count = 1;
+    if (column[0] == column[place->n - 1]) return; /* then so are all between: a tap enters and leaves the picture once */
+    uint32x4_t c[4];
+    BC_UNROLL for (int i = 0; i < 4; i++) c[i] = vreinterpretq_u32_s32(vld1q_s32(column + 4 * i));
+    const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(c[0]), vreinterpretq_u16_u32(c[1]));
+    const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(c[2]), vreinterpretq_u16_u32(c[3]));
+    for (ptrdiff_t i = 1; i < place->n; i++) {
+        if (column[i] == column[i - 1]) continue;
+        const uint16x8_t kind = vdupq_n_u16((uint16_t)column[i]);
+        place->kind[place->count] = above + column[i];
+        place->lo[place->count] = vceqq_u16(low, kind);
+        place->hi[place->count++] = vceqq_u16(high, kind);
+    }
+}
+
+static inline void bc_runs(bc_place *places, ptrdiff_t count) {
+    for (ptrdiff_t v = count - 1; v >= 0; v--) {
+        bc_place *a = &places[v], *b = a + 1;
+        const int on = v + 1 < count && b->run > 0 && b->kind[0] == a->kind[0] && b->at == a->at + 16;
+        a->run = a->n < 16 || a->count > 1 ? 0 : on ? b->run + 1 : 1;
+    }
+}
+
+/* The count from which on acc < threshold for a channel whose base is that entry: acc = base - 2 * count. */
+static inline uint16_t bc_least(const bc_job *j, ptrdiff_t o, ptrdiff_t kind) {
+    const vqc_bconv_params *p = j->p;
+    if (o >= p->o) return BC_NEVER;
+    const int64_t twice = (int64_t)j->base[o * p->row_classes * p->column_classes + kind] - j->threshold[o];
+    const int64_t least = (twice >> 1) + 1; /* >> rounds down, as it must */
+    return (uint16_t)(least < 0 ? 0 : least > BC_NEVER ? BC_NEVER : least);
+}
+
+/* Where counters of a chunk start so that they reach 2^bits at their channel's least[kind]. */
+static inline uint16x8x2_t bc_starts(const uint16_t *least, const bc_place *place, int bits) {
+    const uint16x8_t most = vdupq_n_u16((uint16_t)(1 << bits));
+    uint16x8x2_t all = {{vdupq_n_u16(least[place->kind[0]]), vdupq_n_u16(least[place->kind[0]])}};
+    for (int32_t i = 1; i < place->count; i++) {
+        const uint16x8_t other = vdupq_n_u16(least[place->kind[i]]);
+        all.val[0] = vbslq_u16(place->lo[i], other, all.val[0]);
+        all.val[1] = vbslq_u16(place->hi[i], other, all.val[1]);
+    }
+    all.val[0] = vqsubq_u16(most, all.val[0]);
+    all.val[1] = vqsubq_u16(most, all.val[1]);
+    return all;
+}
+
+/* The flip of channels o to o + 7 as bits. */
+static inline uint8_t bc_flips(const bc_job *j, ptrdiff_t o) {
+    unsigned flips = 0;
+    for (ptrdiff_t i = o; i < o + BC_BLOCK && i < j->p->o; i++) flips |= (j->flip[i] ? 1u : 0u) << (i - o);
+    return (uint8_t)flips;
+}
+
+/* What the float epilogue needs of one channel. */
+typedef struct bc_channel {
+    const int32_t *base;
+    const float *residual;
+    float *y;
+    float scale, bias, slope, tau;
+} bc_channel;
+
+/* One channel at one chunk; acc = base - 2 * count. Returns v < tau. */
+static BC_INLINE uint8x16_t bc_float16(int act, int add, int16x8_t lo, int16x8_t hi, const uint16_t *t,
+                                       const bc_channel *c, const float *residual, float *y) {
+    float32x4_t v[4];
+    uint16x8_t below[4];
+    lo = vsubq_s16(lo, vreinterpretq_s16_u16(vshlq_n_u16(vld1q_u16(t), 1)));
+    hi = vsubq_s16(hi, vreinterpretq_s16_u16(vshlq_n_u16(vld1q_u16(t + 8), 1)));
+    v[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo)));
+    v[1] = vcvtq_f32_s32(vmovl_high_s16(lo));
+    v[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi)));
+    v[3] = vcvtq_f32_s32(vmovl_high_s16(hi));
+    BC_UNROLL for (int i = 0; i < 4; i++) {
+        v[i] = vaddq_f32(vmulq_n_f32(v[i], c->scale), vdupq_n_f32(c->bias));
+        if (add) v[i] = vaddq_f32(v[i], vld1q_f32(residual + 4 * i));
+        if (act == VQC_BACT_PRELU)
+            v[i] = vbslq_f32(vcgtzq_f32(v[i]), v[i], vmulq_n_f32(v[i], c->slope));
+        if (act == VQC_BACT_RELU)
+            v[i] = vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v[i]), vcltzq_f32(v[i])));
+        vst1q_f32(y + 4 * i, v[i]);
+        below[i] = vreinterpretq_u16_u32(vcltq_f32(v[i], vdupq_n_f32(c->tau)));
+    }
+    return vuzp1q_u8(vreinterpretq_u8_u16(vuzp1q_u16(below[0], below[1])),
+                     vreinterpretq_u8_u16(vuzp1q_u16(below[2], below[3])));
+}
+
+/* The float epilogue of channels o to o + 7 at `count` chunks; t[channel * pitch + 16 * chunk + i] are counts.
+ * bits[chunk]: the byte of the next binary picture at each position. */
+static BC_INLINE void bc_float_as(const bc_job *j, int act, int add, int keep, ptrdiff_t image, ptrdiff_t o,
+                                  const bc_place *places, ptrdiff_t count, const uint16_t *t, ptrdiff_t pitch,
+                                  uint8x16_t *bits) {
+    const vqc_bconv_params *p = j->p;
+    const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
+    const ptrdiff_t step = (ptrdiff_t)p->row_classes * p->column_classes;
+    float from[16], to[16];
+    for (ptrdiff_t v = 0; v < count; v++) bits[v] = vdupq_n_u8(0);
+    for (ptrdiff_t o1 = o; o1 < o + channels; o1++, t += pitch) {
+        const ptrdiff_t first = (image * p->o + o1) * plane;
+        const bc_channel c = {
+            j->base + o1 * step, add ? j->residual + first : NULL, keep ? j->y + first : NULL, j->scale[o1],
+            j->bias != NULL ? j->bias[o1] : -0.0f, /* x + -0 is x, for every x */
+            act == VQC_BACT_PRELU ? j->slope[o1] : 0.0f, j->tau != NULL ? j->tau[p->taus > 1 ? o1 : 0] : 0.0f,
+        };
+        for (ptrdiff_t v = 0; v < count;) {
+            const bc_place *place = &places[v];
+            int16x8_t lo = vdupq_n_s16((int16_t)c.base[place->kind[0]]), hi = lo;
+            if (place->run > 0) {
+                const float *r = add ? c.residual + place->at : NULL;
+                float *y = keep ? c.y + place->at : to;
+                for (const ptrdiff_t end = v + place->run; v < end; v++, r += add ? 16 : 0, y += keep ? 16 : 0)
+                    bits[v] = vsriq_n_u8(bc_float16(act, add, lo, lo, t + 16 * v, &c, r, y), bits[v], 1);
+                continue;
+            }
+            for (int32_t i = 1; i < place->count; i++) {
+                const int16x8_t other = vdupq_n_s16((int16_t)c.base[place->kind[i]]);
+                lo = vbslq_s16(place->lo[i], other, lo);
+                hi = vbslq_s16(place->hi[i], other, hi);
+            }
+            const size_t size = (size_t)place->n * sizeof *to;
+            const float *r = add ? c.residual + place->at : NULL;
+            if (add && place->n < 16) r = (const float *)memcpy(from, r, size);
+            float *y = keep && place->n == 16 ? c.y + place->at : to;
+            bits[v] = vsriq_n_u8(bc_float16(act, add, lo, hi, t + 16 * v, &c, r, y), bits[v], 1);
+            if (keep && y == to) memcpy(c.y + place->at, to, size);
+            v++;
+        }
+    }
+    for (ptrdiff_t v = 0; v < count; v++) bits[v] = vshlq_u8(bits[v], vdupq_n_s8((int8_t)(channels - BC_BLOCK)));
+}
+
+#define BC_FLOAT_AS(ACT, ADD, KEEP) bc_float_as(j, ACT, ADD, KEEP, image, o, places, count, t, pitch, bits)
+#define BC_FLOAT_CASE(ACT)                                                                                            \
+    case ACT:                                                                                                         \
+        if (j->residual != NULL && j->y != NULL) BC_FLOAT_AS(ACT, 1, 1);                                              \
+        else if (j->residual != NULL) BC_FLOAT_AS(ACT, 1, 0);                                                         \
+        else if (j->y != NULL) BC_FLOAT_AS(ACT, 0, 1);                                                                \
+        else BC_FLOAT_AS(ACT, 0, 0);                                                                                  \
+        break;
+
+static void bc_float(const bc_job *j, ptrdiff_t image, ptrdiff_t o, const bc_place *places, ptrdiff_t count,
+                     const uint16_t *t, ptrdiff_t pitch, uint8x16_t *bits) {
+    switch (j->p->act) {
+        BC_FLOAT_CASE(VQC_BACT_PRELU)
+        BC_FLOAT_CASE(VQC_BACT_RELU)
+        BC_FLOAT_CASE(VQC_BACT_NONE)
+    }
+}

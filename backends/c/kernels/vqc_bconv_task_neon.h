@@ -1,0 +1,241 @@
+/* A binary convolution's task on Arm, in place of bc_task: tiles of 8 chunks by bit-sliced counters where that takes
+ * fewer instructions, the rest by eor and cnt. */
+#include "vqc_bconv_sliced_neon.h"
+
+typedef struct bc_plan {
+    ptrdiff_t channels, steps, kinds; /* output channels, a multiple of 8; entries of a channel's base */
+    ptrdiff_t blocks, pass;           /* blocks of 64 inputs, in passes of so many */
+    ptrdiff_t image, top, across;     /* first output row; chunks of a row */
+    ptrdiff_t sliced, chunks;         /* how many chunks go by counters, and how many there are */
+    int planes;                       /* of a counter */
+    int32_t *off, *column;
+    BC_E *e;              /* the unpacked band */
+    unsigned char *words; /* [channels / 8][steps]: weights as bc_tile reads them */
+    uint16_t *least;      /* [channels][kinds]: see bc_least */
+    uint32_t *picks;      /* [channels][blocks][BC_PICKS] */
+    uint8x16_t *tables;   /* [pass][BC_TABLE] */
+    uint8x16_t *counters; /* [channels][BC_MANY]: between passes */
+    uint8x16_t *starts;   /* [channels][BC_MANY]: what a threshold's counters start with */
+} bc_plan;
+
+static void *bc_take(unsigned char **at, ptrdiff_t bytes) {
+    void *here = *at;
+    *at += bc_up(bytes, 64);
+    return here;
+}
+
+/* How many chunks go by counters: whole tiles, and the last one when it is full enough; by the instructions counted on
+ * both kernels. */
+static ptrdiff_t bc_split(const bc_plan *c) {
+    const ptrdiff_t plain = c->channels / BC_BLOCK * (107 * c->steps + 60); /* instructions of a chunk */
+    const ptrdiff_t tile = c->blocks * (1200 + 165 * c->channels) + 40 * c->channels;
+    const ptrdiff_t tiles = c->chunks / BC_CHUNKS, rest = c->chunks % BC_CHUNKS;
+    const ptrdiff_t sliced = tiles + (rest * plain > tile);
+    const ptrdiff_t chunks = sliced > tiles ? c->chunks : tiles * BC_CHUNKS;
+    if (c->blocks * 64 >= 1 << (BC_MANY - 1)) return 0;
+    return sliced * tile + 70 * c->blocks * c->channels < chunks * plain ? chunks : 0;
+}
+
+/* Plan a task: scratch is what bc_task takes, and more. Returns the scratch's size in bytes. */
+static ptrdiff_t bc_plan_of(const bc_job *j, const bc_shape *s, int index, unsigned char *scratch, bc_plan *c) {
+    const vqc_bconv_params *p = j->p;
+    const ptrdiff_t bands = (p->oh + p->rows - 1) / p->rows;
+    c->image = index / bands;
+    c->top = index % bands * p->rows;
+    c->across = (p->ow + 15) / 16;
+    c->chunks = (p->oh - c->top < p->rows ? p->oh - c->top : p->rows) * c->across;
+    c->channels = bc_up(p->o, BC_BLOCK);
+    c->steps = s->steps;
+    c->kinds = (ptrdiff_t)p->row_classes * p->column_classes;
+    c->blocks = (s->steps + 1) / 2;
+    const ptrdiff_t passes = (c->blocks + BC_PASS - 1) / BC_PASS;
+    c->pass = (c->blocks + passes - 1) / passes;
+    c->planes = c->blocks * 64 < 1 << (BC_FEW - 1) ? BC_FEW : BC_MANY;
+    c->sliced = bc_split(c);
+    c->off = (int32_t *)(void *)scratch;
+    c->column = c->off + s->steps;
+    c->e = (BC_E *)(void *)(scratch + s->input);
+    unsigned char *at = scratch + s->input + bc_up(s->words * s->in_rows * s->line * 4, 64);
+    const ptrdiff_t kept = c->channels * BC_MANY * 16, decides = j->threshold != NULL;
+    c->least = (uint16_t *)bc_take(&at, decides ? c->channels * c->kinds * 2 : 0);
+    c->words = (unsigned char *)bc_take(&at, c->sliced < c->chunks ? BC_PREPARED(c->channels / BC_BLOCK * c->steps) : 0);
+    if (c->sliced > 0) {
+        c->tables = (uint8x16_t *)bc_take(&at, c->pass * BC_TABLE * 16);
+        c->counters = (uint8x16_t *)bc_take(&at, passes > 1 ? kept : 0);
+        c->starts = (uint8x16_t *)bc_take(&at, decides ? kept : 0);
+        c->picks = (uint32_t *)bc_take(&at, c->channels * c->blocks * BC_PICKS * 4);
+    }
+    return at - scratch;
+}
+
+/* Chunk i of the task: where it is, and its first unpacked element. */
+static inline const uint32_t *bc_chunk(const bc_job *j, const bc_shape *s, const bc_plan *c, ptrdiff_t i,
+                                       bc_place *place) {
+    const ptrdiff_t row = i / c->across, col = i % c->across * 16;
+    bc_place_of(j, c->column, c->top + row, col, place);
+    return c->e + row * j->p->sh * s->line + col;
+}
+
+/* After channels o to o + 7, whose bytes are bits[o / 8 % 4]: store a word that is complete. */
+static void bc_words(const bc_job *j, const bc_plan *c, ptrdiff_t o, const bc_place *places, ptrdiff_t count,
+                     uint8x16_t bits[4][BC_CHUNKS]) {
+    const vqc_bconv_params *p = j->p;
+    const ptrdiff_t byte = o / BC_BLOCK % 4;
+    if (j->bits == NULL || (byte < 3 && o + BC_BLOCK < c->channels)) return;
+    for (ptrdiff_t b = byte + 1; b < 4; b++) memset(bits[b], 0, BC_CHUNKS * sizeof *bits[b]);
+    uint32_t *plane = j->bits + (c->image * ((p->o + 31) / 32) + o / 32) * p->oh * p->ow;
+    for (ptrdiff_t v = 0; v < count; v++) {
+        const uint8x16x4_t bytes = {{bits[0][v], bits[1][v], bits[2][v], bits[3][v]}};
+        uint32_t word[16], *to = places[v].n < 16 ? word : plane + places[v].at;
+        vst4q_u8((uint8_t *)to, bytes);
+        if (to == word) memcpy(plane + places[v].at, word, (size_t)places[v].n * sizeof *word);
+    }
+}
+
+/* ---- by eor and cnt ------------------------------------------------------------------------------------------------- */
+
+static int bc_same_place(const bc_place *a, const bc_place *b) {
+    return a->n == b->n && a->count == b->count && memcmp(a->kind, b->kind, (size_t)a->count * sizeof *a->kind) == 0;
+}
+
+/* Thresholds of 8 channels from o on at `count` chunks. */
+static void bc_plain_decide(const bc_plan *c, const uint32_t *const *chunk, const bc_place *places, ptrdiff_t count,
+                            ptrdiff_t o, uint8x16_t flips, uint8x16_t *bits) {
+    uint16x8x2_t start[BC_BLOCK];
+    for (ptrdiff_t v = 0; v < count; v++) {
+        if (v == 0 || !bc_same_place(&places[v - 1], &places[v]))
+            for (ptrdiff_t i = 0; i < BC_BLOCK; i++) start[i] = bc_starts(c->least + (o + i) * c->kinds, &places[v], 15);
+        bits[v] = veorq_u8(bc_tile_tops(chunk[v], c->off, c->steps, c->words + BC_PREPARED(o / BC_BLOCK * c->steps), start),
+                           flips);
+    }
+}
+
+/* Chunks from `from` on, all channels. */
+static void bc_plain_chunks(const bc_job *j, const bc_shape *s, const bc_plan *c, ptrdiff_t from) {
+    if (from < c->chunks) bc_weights(j->w, c->channels / BC_BLOCK * c->steps, c->words);
+    for (ptrdiff_t at = from; at < c->chunks; at += BC_CHUNKS) {
+        const ptrdiff_t count = c->chunks - at < BC_CHUNKS ? c->chunks - at : BC_CHUNKS;
+        bc_place places[BC_CHUNKS];
+        uint8x16_t bits[4][BC_CHUNKS];
+        uint16_t t[BC_BLOCK * 16 * BC_CHUNKS];
+        const uint32_t *chunk[BC_CHUNKS];
+        for (ptrdiff_t v = 0; v < count; v++) chunk[v] = bc_chunk(j, s, c, at + v, &places[v]);
+        bc_runs(places, count);
+        for (ptrdiff_t o = 0; o < c->channels; o += BC_BLOCK) {
+            const ptrdiff_t byte = o / BC_BLOCK % 4;
+            if (j->threshold != NULL) {
+                bc_plain_decide(c, chunk, places, count, o, vdupq_n_u8(bc_flips(j, o)), bits[byte]);
+            } else {
+                const uint8_t *w = c->words + BC_PREPARED(o / BC_BLOCK * c->steps);
+                for (ptrdiff_t v = 0; v < count; v++)
+                    bc_tile_counts(chunk[v], c->off, c->steps, w, t + 16 * v, 16 * BC_CHUNKS);
+                bc_float(j, c->image, o, places, count, t, 16 * BC_CHUNKS, bits[byte]);
+            }
+            bc_words(j, c, o, places, count, bits);
+        }
+    }
+}
+
+/* ---- by counters ---------------------------------------------------------------------------------------------------- */
+
+static int bc_same_places(const bc_place *a, const bc_place *b, ptrdiff_t count) {
+    for (ptrdiff_t v = 0; v < count; v++)
+        if (!bc_same_place(&a[v], &b[v])) return 0;
+    return 1;
+}
+
+/* Counters that reach 2^(planes - 1) exactly when acc < threshold, for the places of a tile. */
+static void bc_sliced_starts(const bc_plan *c, const bc_place *places, ptrdiff_t count) {
+    for (ptrdiff_t o = 0; o < c->channels; o++) {
+        uint8x16_t low[BC_CHUNKS], high[BC_CHUNKS];
+        for (ptrdiff_t v = 0; v < BC_CHUNKS; v++) {
+            const uint16x8x2_t all = bc_starts(c->least + o * c->kinds, &places[v < count ? v : 0], c->planes - 1);
+            low[v] = vuzp1q_u8(vreinterpretq_u8_u16(all.val[0]), vreinterpretq_u8_u16(all.val[1]));
+            high[v] = vuzp2q_u8(vreinterpretq_u8_u16(all.val[0]), vreinterpretq_u8_u16(all.val[1]));
+        }
+        bc_bits8(low);
+        bc_bits8(high);
+        for (int i = 0; i < BC_MANY; i++) c->starts[o * BC_MANY + i] = i < 8 ? low[i] : high[i - 8];
+    }
+}
+
+/* Tables of the blocks [from, from + blocks). */
+static void bc_sliced_tables(const bc_plan *c, const uint32_t *const *chunk, ptrdiff_t from, ptrdiff_t blocks) {
+    for (ptrdiff_t b = 0; b < blocks; b++) {
+        const ptrdiff_t k = 2 * (from + b);
+        uint8x16_t planes[64];
+        bc_planes(chunk, c->off[k], planes);
+        if (k + 1 < c->steps) bc_planes(chunk, c->off[k + 1], planes + 32);
+        else memset(planes + 32, 0, 32 * sizeof *planes);
+        bc_table(planes, c->tables + b * BC_TABLE);
+    }
+}
+
+/* One tile: all channels at `count` <= 8 chunks. */
+static void bc_sliced_tile(const bc_job *j, const bc_plan *c, const uint32_t *const *chunk, const bc_place *places,
+                           ptrdiff_t count) {
+    uint16_t t[BC_BLOCK][16 * BC_CHUNKS];
+    uint8x16_t bits[4][BC_CHUNKS], decided[BC_BLOCK][BC_MANY];
+    const int decides = j->threshold != NULL;
+    for (ptrdiff_t from = 0; from < c->blocks; from += c->pass) {
+        const ptrdiff_t blocks = c->blocks - from < c->pass ? c->blocks - from : c->pass;
+        const int last = from + blocks == c->blocks;
+        bc_sliced_tables(c, chunk, from, blocks);
+        for (ptrdiff_t o = 0; o < c->channels; o++) {
+            const ptrdiff_t i = o % BC_BLOCK, byte = o / BC_BLOCK % 4;
+            uint8x16_t *kept = c->counters + o * BC_MANY;
+            const uint8x16_t *start = from > 0 ? kept : decides ? c->starts + o * BC_MANY : NULL;
+            (c->planes == BC_FEW ? bc_counters_few : bc_counters_many)(
+                start, c->tables, c->picks + (o * c->blocks + from) * BC_PICKS, blocks, last ? decided[i] : kept,
+                last && !decides ? t[i] : NULL);
+            if (!last || i != BC_BLOCK - 1) continue;
+            if (decides) {
+                const uint8x16_t flips = vdupq_n_u8(bc_flips(j, o - i));
+                BC_UNROLL for (int e = 0; e < BC_BLOCK; e++) bits[byte][e] = decided[e][c->planes - 1];
+                bc_bits8(bits[byte]);
+                BC_UNROLL for (int v = 0; v < BC_CHUNKS; v++) bits[byte][v] = veorq_u8(bits[byte][v], flips);
+            } else {
+                bc_float(j, c->image, o - i, places, count, t[0], 16 * BC_CHUNKS, bits[byte]);
+            }
+            bc_words(j, c, o - i, places, count, bits);
+        }
+    }
+}
+
+static void bc_sliced_chunks(const bc_job *j, const bc_shape *s, const bc_plan *c) {
+    bc_place places[2][BC_CHUNKS];
+    ptrdiff_t before = 0;
+    for (ptrdiff_t o = 0; o < c->channels; o++) {
+        const uint32_t *w = j->w + (o - o % BC_BLOCK) * c->steps + o % BC_BLOCK;
+        for (ptrdiff_t b = 0; b < c->blocks; b++) {
+            const uint64_t high = 2 * b + 1 < c->steps ? w[(2 * b + 1) * BC_BLOCK] : 0;
+            bc_picks(w[2 * b * BC_BLOCK] | high << 32, c->picks + (o * c->blocks + b) * BC_PICKS);
+        }
+    }
+    for (ptrdiff_t at = 0, turn = 0; at < c->sliced; at += BC_CHUNKS, turn = !turn) {
+        const ptrdiff_t count = c->sliced - at < BC_CHUNKS ? c->sliced - at : BC_CHUNKS;
+        const uint32_t *chunk[BC_CHUNKS];
+        for (ptrdiff_t v = 0; v < count; v++) chunk[v] = bc_chunk(j, s, c, at + v, &places[turn][v]);
+        for (ptrdiff_t v = count; v < BC_CHUNKS; v++) chunk[v] = chunk[0]; /* their counts are nobody's */
+        bc_runs(places[turn], count);
+        if (j->threshold != NULL && (before < count || !bc_same_places(places[0], places[1], count)))
+            bc_sliced_starts(c, places[turn], count);
+        before = count;
+        bc_sliced_tile(j, c, chunk, places[turn], count);
+    }
+}
+
+/* Returns 0, having done nothing, when scratch is too small or 16 bits are too few. */
+static int bc_own_task(const bc_job *j, int index, int worker) {
+    const bc_shape s = bc_shape_of(j->p);
+    unsigned char *scratch = j->scratch + (size_t)worker * j->p->scratch;
+    bc_plan c;
+    if ((size_t)bc_plan_of(j, &s, index, scratch, &c) > j->p->scratch || s.steps > BC_MOST_STEPS) return 0;
+    bc_tables(j, &s, c.off, c.column, c.column + s.columns);
+    bc_unpack(j, &s, c.image, c.top, c.e);
+    for (ptrdiff_t o = 0; j->threshold != NULL && o < c.channels; o++)
+        for (ptrdiff_t k = 0; k < c.kinds; k++) c.least[o * c.kinds + k] = bc_least(j, o, k);
+    if (c.sliced > 0) bc_sliced_chunks(j, &s, &c);
+    bc_plain_chunks(j, &s, &c, c.sliced);
+    return 1;
+}
