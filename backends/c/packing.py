@@ -162,20 +162,21 @@ class C4Geometry:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    transposed: bool = False
 
     @staticmethod
-    def of(node: fx.Node, weight: Tensor) -> C4Geometry:
-        """The sizes of a qconv2d node."""
+    def of(node: fx.Node, weight: Tensor, *, transposed: bool = False) -> C4Geometry:
+        """The sizes of a qconv2d or qconv_transpose2d node."""
         x, out = shape_of(node.args[0]), shape_of(node)
         return C4Geometry(
             x[0], x[1], out[1], int(argument(node, "groups", 1)), (x[2], x[3]), (out[2], out[3]),
             (weight.shape[2], weight.shape[3]), _pair(argument(node, "stride", 1)), _pair(argument(node, "padding", 0)),
-            _pair(argument(node, "dilation", 1)),
+            _pair(argument(node, "dilation", 1)), transposed,
         )  # fmt: skip
 
     @property
     def depthwise(self) -> bool:
-        return self.groups == self.c == self.o and self.groups > 1
+        return self.groups == self.c == self.o and self.groups > 1 and not self.transposed
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -188,6 +189,9 @@ class C4Geometry:
 
     def packed(self, rows: int) -> int:
         """Bytes of the packed band of a task with this many output rows; 0 when the input is read in place."""
+        if self.transposed:
+            (up, down), (left, right) = self.reach(0), self.reach(1)
+            return 4 * self.planes * (rows + up + down) * (-(-self.out[1] // self.stride[1]) + left + right)
         if (self.kernel, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0)):
             return 0
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
@@ -195,9 +199,16 @@ class C4Geometry:
         phases = min(sh, reach_h + 1) * min(sw, reach_w + 1)
         return 4 * self.planes * phases * (rows + reach_h // sh) * (self.out[1] + reach_w // sw)
 
+    def reach(self, axis: int) -> tuple[int, int]:
+        """How far a transposed convolution reads before and after the position of a phase along one axis."""
+        k, s, p, d = self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis]
+        at = [(a + p - i * d) // s for a in range(s) for i in phase_taps(a, k, s, p, d)]
+        return -min(0, *at), max(0, *at)
+
     def rows(self, workers: int) -> int:
-        """Output rows of one task: as many as the cache holds, and work for every worker."""
-        most, tasks = self.out[0], self.n * (-(-self.c // 4) if self.depthwise else self.groups)
+        """Output rows (of a phase) of one task: as many as the cache holds, and work for every worker."""
+        most = -(-self.out[0] // self.stride[0]) if self.transposed else self.out[0]
+        tasks = self.n * (-(-self.c // 4) if self.depthwise else self.groups)
         if workers > 1 and tasks < 2 * workers:
             most = max(1, -(-most * tasks // (2 * workers)))
         limit = C4_DEPTHWISE_BYTES if self.depthwise else BAND_BYTES
@@ -211,7 +222,8 @@ class C4Geometry:
         """Bytes of scratch of one worker, as the kernels divide them."""
         taps = self.kernel[0] * self.kernel[1]
         widened = 0 if self.depthwise else align(64 * self.planes * taps)
-        return align(4 * taps) + widened + align(self.packed(rows))
+        axes = sum(self.kernel) if self.transposed else 0
+        return align(4 * (taps + axes)) + widened + align(self.packed(rows))
 
     def fields(self, rows: int) -> dict[str, Any]:
         """The fields of vqc_qconv_c4_params but for the row program."""
@@ -247,10 +259,15 @@ def _zero_words(full: Tensor, c: int) -> Tensor:
 
 def pack_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Weights [O, C/groups, kh, kw], corrections [2,O] and zero points (bytes), as vqc_qconv_c4 reads them."""
-    o, cg = weight.shape[:2]
-    w = weight.reshape(o, cg, -1)
+    w = weight.flatten(2)
     offset, full = _c4_corrections(w.to(torch.int64), zero)
-    quads, taps, og = -(-cg // 4), w.shape[2], o // geo.groups
+    return _pack_c4_taps(w, geo), offset, _zero_words(full, geo.c)
+
+
+def _pack_c4_taps(w: Tensor, geo: C4Geometry) -> Tensor:
+    """w [O, C/groups, taps] -> group after group, block after block: [C/4][taps][block][4]."""
+    o, cg, taps = w.shape
+    quads, og = -(-cg // 4), o // geo.groups
     padded = w.new_zeros(geo.groups, -(-og // 4) * 4, quads * 4, taps)
     padded[:, :og, :cg] = w.reshape(geo.groups, og, cg, taps)
     parts = []
@@ -261,7 +278,23 @@ def pack_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tens
             block = group[at : at + size].reshape(size, quads, 4, taps)
             parts.append(block.permute(1, 3, 0, 2).reshape(-1))
             at += size
-    return torch.cat(parts), offset, _zero_words(full, geo.c)
+    return torch.cat(parts)
+
+
+def pack_transposed_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [C, O/groups, kh, kw], corrections [phase][2][O] and zero points, as vqc_qconv_transpose_c4 reads them."""
+    c, og, kh, kw = weight.shape
+    w = weight.reshape(geo.groups, c // geo.groups, og, kh, kw).transpose(1, 2).reshape(geo.o, -1, kh, kw)
+    parts, offsets = [], []
+    for a in range(geo.stride[0]):
+        rows = phase_taps(a, kh, geo.stride[0], geo.padding[0], geo.dilation[0])
+        for e in range(geo.stride[1]):
+            cols = phase_taps(e, kw, geo.stride[1], geo.padding[1], geo.dilation[1])
+            taps = w[:, :, rows][..., cols].flatten(2)
+            parts.append(_pack_c4_taps(taps, geo))
+            offsets.append(_c4_corrections(taps.to(torch.int64), zero)[0])
+    full = zero.to(torch.int64).reshape(-1)
+    return torch.cat(parts), torch.stack(offsets), _zero_words(full, geo.c)
 
 
 def pack_depthwise_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tensor, Tensor]:

@@ -115,8 +115,10 @@ class _Writer:
                 self.head.append("const int32_t *sums = (const int32_t *)in[0];")
             return self.name("(float)sums[i]")
         if e.op == "resized":  # two rows of its source at the output's columns, and their weights
-            self.head += ["const float *top = (const float *)in[0], *bottom = (const float *)in[1];",
-                          "const float top_weight = *(const float *)in[2], bottom_weight = *(const float *)in[3];"]
+            self.head += [
+                "const float *top = (const float *)in[0], *bottom = (const float *)in[1];",
+                "const float top_weight = *(const float *)in[2], bottom_weight = *(const float *)in[3];",
+            ]
             return self.name("top[i] * top_weight + bottom[i] * bottom_weight")
         if e.op == "const":
             self.constants.append(e.number)

@@ -56,6 +56,12 @@ void vqc_qconv_c4(const vqc_model *m, const vqc_qconv_c4_params *p, const void *
 void vqc_qconv_dw_c4(const vqc_model *m, const vqc_qconv_c4_params *p, const void *x, const int8_t *w,
                      const int32_t *offset, const uint32_t *zero, const void *const *in, void *const *out, void *scratch);
 
+/* Transposed. w: for each phase (row, then column), as above with the taps that reach it; offset: [phase][2][O];
+ * p->rows counts rows of a phase. Strides are 8 at most. */
+void vqc_qconv_transpose_c4(const vqc_model *m, const vqc_qconv_c4_params *p, const void *x, const int8_t *w,
+                            const int32_t *offset, const uint32_t *zero, const void *const *in, void *const *out,
+                            void *scratch);
+
 typedef struct vqc_rows_c4_params {
     int32_t n, c;
     ptrdiff_t positions; /* of a channel */

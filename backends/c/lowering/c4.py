@@ -19,12 +19,14 @@ from vqc.backends.c.expr import Expr
 from vqc.backends.c.ir import Scratch, Struct, Value, align, numel
 from vqc.backends.c.layouts import Layout, register_layout
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.packing import C4Geometry, pack_c4, pack_depthwise_c4
+from vqc.backends.c.packing import C4Geometry, pack_c4, pack_depthwise_c4, pack_transposed_c4
 from vqc.backends.c.registry import op_name, rule_for
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
 
-CONVOLUTIONS = ("vqc::qconv2d", "vqc::qconv2d_requantize")
+TRANSPOSED = ("vqc::qconv_transpose2d", "vqc::qconv_transpose2d_requantize")
+CONVOLUTIONS = ("vqc::qconv2d", "vqc::qconv2d_requantize", *TRANSPOSED)
+MOST_STRIDE = 8  # of a transposed convolution
 MOST_FOLLOWED = 3  # readers of one result that are computed with it
 
 
@@ -64,7 +66,13 @@ def takes_c4(program: Program, node: fx.Node) -> bool:
     if weight is None or weight.dtype != torch.int8 or dtype_of(node.args[0]) != torch.uint8:
         return False
     groups, c, o = int(argument(node, "groups", 1)), shape_of(node.args[0])[1], shape_of(node)[1]
-    return groups == 1 or (groups == c == o) or (c // groups % 4 == 0 and o // groups % 4 == 0)
+    if op_name(node.target) in TRANSPOSED:
+        stride = argument(node, "stride")
+        if max(stride if isinstance(stride, (list, tuple)) else [stride]) > MOST_STRIDE:
+            return False
+    elif groups == c == o:
+        return True
+    return groups == 1 or (c // groups % 4 == 0 and o // groups % 4 == 0)
 
 
 def wants_c4(program: Program, node: fx.Node) -> bool:
@@ -78,7 +86,7 @@ def sums(ctx: Lowering, node: fx.Node) -> Expr:
     weight, scale = ctx.constant(argument(node, "weight")), ctx.constant(argument(node, "scale"))
     zero, bias = ctx.constant(argument(node, "x_zero")), ctx.constant(argument(node, "bias"))
     assert weight is not None and scale is not None and zero is not None
-    geometry = C4Geometry.of(node, weight)
+    geometry = C4Geometry.of(node, weight, transposed=op_name(node.target) in TRANSPOSED)
     leaf = Expr("sums", source=Sums(node, geometry, ctx.packed(node.args[0], "c4"), weight, zero))
     e = ex.apply("mul", leaf, per_channel(ctx, scale))
     return e if bias is None else ex.apply("add", e, per_channel(ctx, bias))
@@ -121,12 +129,19 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
     return outputs[0]
 
 
+KERNELS = {
+    (False, False): ("vqc_qconv_c4", pack_c4),
+    (True, False): ("vqc_qconv_dw_c4", pack_depthwise_c4),
+    (False, True): ("vqc_qconv_transpose_c4", pack_transposed_c4),
+}
+
+
 def _convolution(ctx: Lowering, s: Sums, rest: Struct, values: list[Value], outputs: list[Value], names: list[str]
                  ) -> None:  # fmt: skip
     geo = s.geometry
     height = geo.rows(ctx.workers)
-    kernel = "vqc_qconv_dw_c4" if geo.depthwise else "vqc_qconv_c4"
-    packed, offset, zero = (pack_depthwise_c4 if geo.depthwise else pack_c4)(s.weight, s.zero, geo)
+    kernel, pack = KERNELS[(geo.depthwise, geo.transposed)]
+    packed, offset, zero = pack(s.weight, s.zero, geo)
     params = Struct("vqc_qconv_c4_params", geo.fields(height) | {"rest": rest})
     after = [n for n in names if n != s.node.name]
     text = f"{s.node.name}{' with ' + ', '.join(after) if after else ''}: [{','.join(map(str, geo.out_shape))}]"

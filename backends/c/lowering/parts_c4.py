@@ -230,7 +230,9 @@ def force(ctx: Lowering, leaf: Expr) -> Value:
     source = leaf.source
     if isinstance(source, Resized):
         return resize(ctx, source.x, source.tables, source.twice, ctx.result(source.node))
-    return concatenate(ctx, source.node, [_value(ctx, part, source.node, i) for i, (part, _) in enumerate(source.parts)])
+    return concatenate(
+        ctx, source.node, [_value(ctx, part, source.node, i) for i, (part, _) in enumerate(source.parts)]
+    )
 
 
 def _value(ctx: Lowering, part: Expr, node: fx.Node, index: int) -> Value:

@@ -56,16 +56,20 @@ def _lower_conv(ctx: Lowering, node: fx.Node, *, transposed: bool) -> None:
 
 @lowering("vqc::qconv2d", "vqc::qconv2d_requantize", check=all_of(_SMALL, _CONSTANTS))
 def lower_qconv(ctx: Lowering, node: fx.Node) -> None:
+    _lower(ctx, node, transposed=False)
+
+
+def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool) -> None:
     if c4.takes_c4(ctx.program, node):
         e = c4.sums(ctx, node)
         finish(ctx, node, _requantized(node, e) if dtype_of(node) == torch.uint8 else e)
-        return
-    _lower_conv(ctx, node, transposed=False)
+    else:
+        _lower_conv(ctx, node, transposed=transposed)
 
 
 @lowering("vqc::qconv_transpose2d", "vqc::qconv_transpose2d_requantize", check=all_of(_SMALL, _CONSTANTS))
 def lower_qconv_transpose(ctx: Lowering, node: fx.Node) -> None:
-    _lower_conv(ctx, node, transposed=True)
+    _lower(ctx, node, transposed=True)
 
 
 @lowering("vqc::qlinear", "vqc::qlinear_requantize", check=all_of(_SMALL, _CONSTANTS))

@@ -56,7 +56,7 @@ def test_every_integer_of_quantized_rvm_is_equal_over_frames():
     assert len(integers) > 40
     watched = quantized.with_outputs(integers)
     exe = compiled(watched)
-    assert {"qconv"} <= {c.family for c in exe.model.model.lowered.calls}
+    assert {"qconv_c4"} <= {c.family for c in exe.model.model.lowered.calls}
     extra = len(watched.result_nodes) - len(integers)
     state = theirs = quantized.initial_state()
     for frame in _frames(program, 3):
