@@ -72,12 +72,13 @@ def refuse(program: Program, missing: list[Declined], way_out: str) -> Unsupport
     )
 
 
-def generate_model(program: Program, target: str, workers: int = 1) -> Model:
-    """The C of a Program whose every call is supported."""
+def generate_model(program: Program, target: str, workers: int = 1, licence: str = "") -> Model:
+    """The C of a Program whose every call is supported; the licence of its weights goes into the header."""
     states = {s.output for s in program.states}
     outputs = [n.name for i, n in enumerate(program.result_nodes) if i not in states]
     named = [program.outputs[i] if i < len(program.outputs) else n for i, n in enumerate(outputs)]
-    return generate(lower(program, target, workers), [i.name for i in program.inputs], named, program.notes,
+    return generate(lower(program, target, workers), [i.name for i in program.inputs], named,
+                    (*program.notes, *([f"Licence of the weights: {licence}"] if licence else [])),
                     target_called(target).dispatched)  # fmt: skip
 
 
@@ -113,14 +114,16 @@ class CBackend(Backend):
         Raises TargetError for an unknown target, UnsupportedOp for operators without a kernel, ArtifactError when the
         folder cannot be written or holds something else.
         """
-        from vqc.backends.c.export import export_folder
+        from vqc.backends.c.export import UNKNOWN_LICENCE, export_folder
 
         opts = read_options(options)
         wanted = target_called(target)
         missing = unsupported(program, target)
         if missing:
             raise refuse(program, missing, "rewrite these operators: exported C cannot fall back to PyTorch")
-        return export_folder(program, generate_model(program, target, opts["threads"]), wanted, Path(folder), opts)
+        opts["licence"] = opts["licence"] or UNKNOWN_LICENCE
+        model = generate_model(program, target, opts["threads"], opts["licence"])
+        return export_folder(program, model, wanted, Path(folder), opts)
 
 
 def compile_whole(program: Program, target: str, compiler: Compiler, threads: int) -> CExecutable:
@@ -129,10 +132,15 @@ def compile_whole(program: Program, target: str, compiler: Compiler, threads: in
     sources = dict(model.sources)
     if threads > 1:
         sources |= kernel_files([THREAD_POOL])
-    library = build_library(sources, target, compiler)
+    loaded = CModel(model, build_library(sources, target, compiler), threads)
+    notes = [f"compiler: {compiler.version}", f"threads: {threads}"]
+    instructions = target
+    if target_called(target).dispatch:  # levels of x86-64 are targets by themselves
+        instructions = loaded.variant
+        notes.append(f"instruction set: {instructions}")
     report = CompileReport(
-        "c", target, dict(model.lowered.kernels), notes=[f"compiler: {compiler.version}", f"threads: {threads}"],
+        "c", target, dict(model.lowered.kernels), notes=notes,
         arena_bytes=model.arena_size, weight_bytes=len(model.weights), state_bytes=model.state_size,
-        live_bytes=model.plan.live, layers=layers(program, model.lowered, known_peaks(target, compiler)),
+        live_bytes=model.plan.live, layers=layers(program, model.lowered, known_peaks(instructions, compiler)),
     )  # fmt: skip
-    return CExecutable(program, report, CModel(model, library, threads), partial(measured_peaks, target, compiler))
+    return CExecutable(program, report, loaded, partial(measured_peaks, instructions, compiler))

@@ -40,7 +40,7 @@ def build_export(folder: Path, target: str, variant: str | None = None, compiler
         run_compiler([*command, *unit.flags, "-c", unit.file, "-o", str(made)], folder, unit.file)
         return made
 
-    todo = units(wanted, files, CONTRACTED, variant)
+    todo = units(wanted, [*files, *(p.name for p in folder.glob("*.h"))], CONTRACTED, variant)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         objects = {u: str(o) for u, o in zip(todo, pool.map(compile_one, todo), strict=True)}
     if wanted.triple == ANDROID:

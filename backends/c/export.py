@@ -109,7 +109,7 @@ def export_folder(program: Program, model: Model, target: Target, folder: Path, 
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARKER).exists())):
         raise ArtifactError(f"{folder} is already there and is not an export", why="it would be overwritten",
                             way_out="give a new or empty folder")  # fmt: skip
-    files = files_of(program, model, target, bool(options["self_test"]), options["licence"] or UNKNOWN_LICENCE)
+    files = files_of(program, model, target, bool(options["self_test"]), options["licence"])
     temp: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from vqc.program import Program
 
 # vqc_error in vqc_common.h
 WEIGHT_ERRORS = range(4, 9)
+CPU_ERROR = 12
 
 
 MARK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)  # vqc_mark
@@ -93,8 +94,8 @@ class CModel:
         if code == 0:
             return
         kind = ArtifactError if code in WEIGHT_ERRORS else TargetError
-        raise kind(f"{self.model.name}: {what} failed", why=self.strerror(code),
-                   way_out="generate and compile the model again")  # fmt: skip
+        way_out = "choose a target that this CPU has" if code == CPU_ERROR else "generate and compile the model again"
+        raise kind(f"{self.model.name}: {what} failed", why=self.strerror(code), way_out=way_out)
 
     def init(self, weights: torch.Tensor, weights_size: int, arena: torch.Tensor, arena_size: int) -> None:
         """NAME_init on given memory; ArtifactError when the weights are not this program's, whole and undamaged."""
@@ -106,6 +107,23 @@ class CModel:
         if self._pool is not None:
             self._struct.parallel = ctypes.cast(self.library.vqc_pool_for, ctypes.c_void_p)
             self._struct.pool = self._pool
+
+    @property
+    def variants(self) -> list[str]:
+        """The instruction sets the library holds, best first."""
+        count = self._function("variants", [])()
+        names = self._function("variant_name", [ctypes.c_int], ctypes.c_char_p)
+        return [names(i).decode() for i in range(count)]
+
+    @property
+    def variant(self) -> str:
+        """The instruction set in use."""
+        return self.variants[self._struct.variant]
+
+    def select(self, variant: str) -> None:
+        """Use another instruction set of `variants`; TargetError when this CPU lacks it."""
+        select = self._function("select", [ctypes.c_void_p, ctypes.c_int])
+        self._check(select(ctypes.byref(self._struct), self.variants.index(variant)), f"choosing {variant}")
 
     def new_state(self) -> torch.Tensor:
         """A state block at its reset value."""

@@ -150,13 +150,17 @@ def isa_flags(variant: Variant) -> tuple[str, ...]:
 
 
 def units(target: Target, files: Iterable[str], contracted: Iterable[str], choice: str | None = None) -> list[Unit]:
-    """All runs of the compiler for a model's C files; `choice` names the variant where one is chosen."""
-    chosen = target.variant(choice)
+    """All runs of the compiler for a model's files; `choice` names the variant where one is chosen.
+
+    Without vqc_isa.h among them the files are no model's, and are compiled for the target's best variant.
+    """
+    files = list(files)
+    chosen = target.variants[0] if target.dispatch and ISA_HEADER not in files else target.variant(choice)
     base = (*COMMON, *target.flags, *(chosen.flags if chosen else ()), *WARNINGS)
     made = []
     for file in sorted(f for f in files if f.endswith(".c")):
         own = (*base, *file_flags(file, contracted))
-        if target.dispatch and is_kernel(file):
+        if chosen is None and target.dispatch and is_kernel(file):
             made += [Unit(file, (*own, *isa_flags(v)), v.name) for v in target.variants]
         else:
             made.append(Unit(file, own, chosen.name if chosen else ""))
