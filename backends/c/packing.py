@@ -281,8 +281,19 @@ def _pack_c4_taps(w: Tensor, geo: C4Geometry) -> Tensor:
     return torch.cat(parts)
 
 
+def fits_4_bits(weight: Tensor) -> bool:
+    """Whether weights can be kept in 4 bits."""
+    return int(weight.min()) >= -8 and int(weight.max()) <= 7
+
+
+def pack_4_bits(packed: Tensor) -> Tensor:
+    """int8 weights in [-8, 7] two in a byte, the first one in the low half."""
+    pairs = packed.reshape(-1, 2).to(torch.int16)
+    return ((pairs[:, 0] & 15) | (pairs[:, 1] & 15) << 4).to(torch.uint8)
+
+
 def pack_transposed_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights [C, O/groups, kh, kw], corrections [phase][2][O] and zero points, as vqc_qconv_transpose_c4 reads them."""
+    """Weights [C, O/groups, kh, kw], corrections [phase][2][O], zero points, as vqc_qconv_transpose_c4 reads them."""
     c, og, kh, kw = weight.shape
     w = weight.reshape(geo.groups, c // geo.groups, og, kh, kw).transpose(1, 2).reshape(geo.o, -1, kh, kw)
     parts, offsets = [], []

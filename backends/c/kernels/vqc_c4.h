@@ -38,6 +38,7 @@ typedef struct vqc_qconv_c4_params {
     int32_t n, c, h, w, o, oh, ow, groups; /* input and output; channels of a group are multiples of 4, or 1 (depthwise) */
     int32_t kh, kw, sh, sw, ph, pw, dh, dw; /* kernel, stride, padding, dilation */
     int32_t rows;                           /* output rows of one task */
+    int32_t bits;                           /* of a weight: 8 or 4 */
     vqc_rows rest;
     size_t scratch;                         /* bytes of scratch for one worker */
 } vqc_qconv_c4_params;
@@ -45,7 +46,8 @@ typedef struct vqc_qconv_c4_params {
 /* Convolution of u8 (c4) with s8: acc = sum (x - zero) * w in 32 bits, then the row program on acc.
  *
  *   x       [N][C/4][H][W] words         zero   [C/4] words: the value of x outside the picture, by channel
- *   w       for each group, blocks of 8 output channels (a last one of 4): [C/4][tap][8 (4)][4 bytes]
+ *   w       for each group, blocks of 8 output channels (a last one of 4): [C/4][tap][8 (4)][4 bytes]; of 4 bits, two
+ *           in a byte, the first one in the low half
  *   offset  [2][O]: sum zero * w, and the same for x - 128, which processors with only signed products work on
  *   in, out the row program's operands   scratch  p->scratch * m->workers bytes
  */

@@ -114,41 +114,58 @@ static inline int32_t c4_byte(uint32_t x, int i) {
     return (int32_t)(x >> 8 * i & 255u) - (C4_SIGNED ? 128 : 0);
 }
 
+/* Byte e of weight i, as c4_weights left it. */
+static inline int32_t c4_weight(const int32_t *words, ptrdiff_t i, int e) {
+    if (C4_WIDE) return (int16_t)(uint16_t)((uint32_t)words[2 * i + (e & 1)] >> 16 * (e >> 1) & 0xffffu);
+    return (int8_t)(uint8_t)((uint32_t)words[i] >> 8 * e & 0xffu);
+}
+
 /* `count` positions, less than a vector, one by one. */
 static void c4_points(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane, const int32_t *off, ptrdiff_t taps,
-                      const int8_t *w, ptrdiff_t block, const int32_t *offset, ptrdiff_t count, int32_t *t) {
+                      const int32_t *words, ptrdiff_t block, const int32_t *offset, ptrdiff_t count, int32_t *t) {
     for (ptrdiff_t i = 0; i < count; i++)
         for (ptrdiff_t o = 0; o < block; o++) {
             int32_t acc = -offset[o];
             for (ptrdiff_t q = 0; q < planes; q++)
                 for (ptrdiff_t k = 0; k < taps; k++) {
                     const uint32_t v = x[q * plane + off[k] + i];
-                    const int8_t *wk = w + 4 * ((q * taps + k) * block + o);
-                    for (int e = 0; e < 4; e++) acc += c4_byte(v, e) * wk[e];
+                    for (int e = 0; e < 4; e++) acc += c4_byte(v, e) * c4_weight(words, (q * taps + k) * block + o, e);
                 }
             t[o * C4_RUN + i] = acc;
         }
 }
 
-/* The weights of a block as the tiles read them. */
-static const int32_t *c4_weights(const int8_t *w, ptrdiff_t count, int32_t *room) {
+/* Bytes that `count` weights of 8 or 4 bits take. */
+static inline ptrdiff_t c4_bytes(ptrdiff_t count, int bits) { return count * bits / 8; }
+
+/* A block's weights (`count` times four) as the tiles read them: 4 bits become 8, and where C4_WIDE, 8 become 16. */
+static inline const int32_t *c4_weights(const int8_t *restrict w, ptrdiff_t count, int bits, int32_t *restrict room) {
+    if (bits == 4) {
+        for (ptrdiff_t i = 0; i < count; i++) { /* two bytes: weights 0 and 1, 2 and 3, the first one in the low half */
+            const uint32_t a = (uint8_t)w[2 * i], b = (uint8_t)w[2 * i + 1];
+            const uint32_t v = (a & 15u) | (a >> 4) << 8 | (b & 15u) << 16 | (b >> 4) << 24;
+            room[C4_STEP * i] = (int32_t)((((v ^ 0x08080808u) | 0x80808080u) - 0x08080808u) ^ 0x80808080u);
+        }
+    } else if (!C4_WIDE) {
+        return (const int32_t *)(const void *)w; /* four at a time: the file holds them at multiples of 4 bytes */
+    } else {
+        for (ptrdiff_t i = 0; i < count; i++) memcpy(&room[C4_STEP * i], w + 4 * i, 4);
+    }
 #if C4_WIDE
     for (ptrdiff_t i = 0; i < count; i++) {
-        room[2 * i] = (int32_t)((uint32_t)(uint16_t)w[4 * i] | (uint32_t)(uint16_t)w[4 * i + 2] << 16);
-        room[2 * i + 1] = (int32_t)((uint32_t)(uint16_t)w[4 * i + 1] | (uint32_t)(uint16_t)w[4 * i + 3] << 16);
+        const uint32_t v = (uint32_t)room[2 * i];
+        const uint32_t b0 = (uint32_t)(int32_t)(int8_t)(v & 255u), b1 = (uint32_t)(int32_t)(int8_t)(v >> 8 & 255u);
+        const uint32_t b2 = (uint32_t)(int32_t)(int8_t)(v >> 16 & 255u), b3 = (uint32_t)(int32_t)(int8_t)(v >> 24);
+        room[2 * i] = (int32_t)((b0 & 0xffffu) | b2 << 16);
+        room[2 * i + 1] = (int32_t)((b1 & 0xffffu) | b3 << 16);
     }
-    return room;
-#else
-    (void)count, (void)room;
-    return (const int32_t *)(const void *)w; /* four at a time: the file holds them at multiples of 4 bytes */
 #endif
+    return room;
 }
 
-/* Sums of `count` positions (C4_RUN at most) of a block of 8 or 4 output channels, t [block][C4_RUN]. w: the block's
- * weights as the file has them; words: as c4_weights gives them. */
+/* Sums of `count` positions (C4_RUN at most) of a block of 8 or 4 output channels, t [block][C4_RUN]. */
 static inline void c4_sums(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane, const int32_t *off, ptrdiff_t taps,
-                           const int8_t *w, const int32_t *words, ptrdiff_t block, const int32_t *offset, ptrdiff_t count,
-                           int32_t *t) {
+                           const int32_t *words, ptrdiff_t block, const int32_t *offset, ptrdiff_t count, int32_t *t) {
     const ptrdiff_t wide = VQC_VL * (block == 8 ? C4_NV : C4_NV4);
     const c4_tile big = block == 8 ? c4_wide_8 : c4_wide_4, small = block == 8 ? c4_tile_8 : c4_tile_4;
     ptrdiff_t i = 0;
@@ -158,7 +175,7 @@ static inline void c4_sums(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane,
         i = count - VQC_VL;
         small(x + i, planes, plane, off, taps, words, offset, t + i);
     } else if (i < count) {
-        c4_points(x, planes, plane, off, taps, w, block, offset, count, t);
+        c4_points(x, planes, plane, off, taps, words, block, offset, count, t);
     }
 }
 

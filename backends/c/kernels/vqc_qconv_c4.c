@@ -13,21 +13,21 @@ static void c4_task(void *arg, int index, int worker) {
     uint32_t *packed = (uint32_t *)(void *)(s + c4_align((size_t)taps * 4) + c4_align((size_t)(planes * taps * 64)));
     const c4_band b = c4_pack(j, batch, group * planes, planes, band * p->rows, off, packed);
     const ptrdiff_t positions = (b.rows - 1) * b.pitch + b.ow;
-    const int8_t *w = j->w + group * ((og + 3) / 4) * 4 * planes * taps * 4;
+    const int8_t *w = j->w + c4_bytes(group * ((og + 3) / 4) * 4 * planes * taps * 4, p->bits);
     const int32_t *offset = j->offset + (C4_SIGNED ? p->o : 0) + group * og;
     int32_t t[8 * C4_RUN];
     for (ptrdiff_t o = 0; o < og;) {
         const ptrdiff_t block = og - o > 4 ? 8 : 4, wide = VQC_VL * (block == 8 ? C4_NV : C4_NV4);
         const ptrdiff_t run = c4_run(positions, wide);
-        const int32_t *words = c4_weights(w, planes * taps * block, room);
+        const int32_t *words = c4_weights(w, planes * taps * block, p->bits, room);
         int32_t start[8] = {0};
         for (ptrdiff_t i = 0; i < c4_min(block, og - o); i++) start[i] = offset[o + i];
         for (ptrdiff_t at = 0; at < positions; at += run) {
             const ptrdiff_t count = c4_min(positions - at, run);
-            c4_sums(b.x + at, planes, b.plane, b.off, taps, w, words, block, start, count, t);
+            c4_sums(b.x + at, planes, b.plane, b.off, taps, words, block, start, count, t);
             c4_flush(j, &b, batch, group * og + o, c4_min(block, og - o), at, count, t);
         }
-        w += planes * taps * block * 4;
+        w += c4_bytes(planes * taps * block * 4, p->bits);
         o += block;
     }
 }

@@ -62,17 +62,17 @@ static void transpose_task(void *arg, int index, int worker) {
                     for (ptrdiff_t e = 0; e < p->sw; e++) {
                         const ptrdiff_t nx = reach(e, p->kw, p->sw, p->pw, p->dw, dx), taps = ny * nx;
                         const int32_t *offset = j->offset + ((a * p->sw + e) * 2 + C4_SIGNED) * p->o + group * og + o;
-                        const int8_t *wb = we + (group * padded + o) * planes * taps * 4;
+                        const int8_t *wb = we + c4_bytes((group * padded + o) * planes * taps * 4, p->bits);
                         int32_t start[8] = {0};
                         for (ptrdiff_t i = 0; i < left; i++) start[i] = offset[i];
                         for (ptrdiff_t k = 0; k < taps; k++)
                             off[k] = (int32_t)((dy[k / nx] - lo_h) * pitch + dx[k % nx] - lo_w);
-                        c4_sums(packed + r * pitch + at, planes, plane, off, taps, wb,
-                                c4_weights(wb, planes * taps * block, room), block, start, count, t);
+                        c4_sums(packed + r * pitch + at, planes, plane, off, taps,
+                                c4_weights(wb, planes * taps * block, p->bits, room), block, start, count, t);
                         for (ptrdiff_t i = 0; i < left; i++)
                             for (ptrdiff_t c = 0; c < count; c++)
                                 side[i * C4_RUN + c * p->sw + e] = t[i * C4_RUN + c];
-                        we += p->groups * padded * planes * taps * 4;
+                        we += c4_bytes(p->groups * padded * planes * taps * 4, p->bits);
                     }
                     const ptrdiff_t n = c4_min(count * p->sw, p->ow - first);
                     for (ptrdiff_t i = 0; i < left; i += 4)
@@ -83,7 +83,7 @@ static void transpose_task(void *arg, int index, int worker) {
             o += block;
         }
         for (ptrdiff_t e = 0; e < p->sw; e++)
-            w += p->groups * padded * planes * ny * reach(e, p->kw, p->sw, p->pw, p->dw, dx) * 4;
+            w += c4_bytes(p->groups * padded * planes * ny * reach(e, p->kw, p->sw, p->pw, p->dw, dx) * 4, p->bits);
     }
 }
 

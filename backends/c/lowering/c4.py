@@ -19,7 +19,14 @@ from vqc.backends.c.expr import Expr
 from vqc.backends.c.ir import Scratch, Struct, Value, align, numel
 from vqc.backends.c.layouts import Layout, register_layout
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.packing import C4Geometry, pack_c4, pack_depthwise_c4, pack_transposed_c4
+from vqc.backends.c.packing import (
+    C4Geometry,
+    fits_4_bits,
+    pack_4_bits,
+    pack_c4,
+    pack_depthwise_c4,
+    pack_transposed_c4,
+)
 from vqc.backends.c.registry import op_name, rule_for
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
@@ -63,7 +70,10 @@ def takes_c4(program: Program, node: fx.Node) -> bool:
     if node.op != "call_function" or op_name(node.target) not in CONVOLUTIONS:
         return False
     weight = program.constant(argument(node, "weight"))
-    if weight is None or weight.dtype != torch.int8 or dtype_of(node.args[0]) != torch.uint8:
+    zero = program.constant(argument(node, "x_zero"))
+    if weight is None or weight.dtype != torch.int8 or dtype_of(node.args[0]) != torch.uint8 or zero is None:
+        return False
+    if int(zero.min()) < 0 or int(zero.max()) > 255:  # what lies outside the picture is a byte like the others
         return False
     groups, c, o = int(argument(node, "groups", 1)), shape_of(node.args[0])[1], shape_of(node)[1]
     if op_name(node.target) in TRANSPOSED:
@@ -105,7 +115,7 @@ def by_rows(ctx: Lowering, e: Expr, node: fx.Node) -> bool:
 
 
 def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
-    """The call that computes a pointwise expression, with the convolution whose sums it has; returns the node's value."""
+    """The call that computes a pointwise expression, with the convolution whose sums it has; gives the node's value."""
     results: list[tuple[fx.Node, Expr]] = [(node, e), *followers(ctx, node, e)]
     outputs = []
     for n, _ in results:
@@ -139,10 +149,13 @@ KERNELS = {
 def _convolution(ctx: Lowering, s: Sums, rest: Struct, values: list[Value], outputs: list[Value], names: list[str]
                  ) -> None:  # fmt: skip
     geo = s.geometry
-    height = geo.rows(ctx.workers)
+    height = ctx.rows(geo, s.node.name)
     kernel, pack = KERNELS[(geo.depthwise, geo.transposed)]
     packed, offset, zero = pack(s.weight, s.zero, geo)
-    params = Struct("vqc_qconv_c4_params", geo.fields(height) | {"rest": rest})
+    bits = 4 if not geo.depthwise and fits_4_bits(s.weight) else 8
+    if bits == 4:
+        packed = pack_4_bits(packed)
+    params = Struct("vqc_qconv_c4_params", geo.fields(height) | {"bits": bits, "rest": rest})
     after = [n for n in names if n != s.node.name]
     text = f"{s.node.name}{' with ' + ', '.join(after) if after else ''}: [{','.join(map(str, geo.out_shape))}]"
     call = ctx.call(kernel, "qconv_c4", params, s.x, ctx.weight(packed, str(argument(s.node, "weight"))),
