@@ -12,6 +12,7 @@ from torch import fx
 
 from vqc.backends import Backend
 from vqc.backends.c.build import Compiler, build_library, find_compiler
+from vqc.backends.c.choices import Choices
 from vqc.backends.c.cost import layers
 from vqc.backends.c.emit import Model, generate, kernel_files
 from vqc.backends.c.lower import lower
@@ -19,12 +20,13 @@ from vqc.backends.c.peak import known_peaks, measured_peaks
 from vqc.backends.c.registry import why_not
 from vqc.backends.c.runtime import CExecutable, CModel
 from vqc.backends.c.targets import THREAD_POOL, Target, target_called
+from vqc.backends.c.tune import example, tuned
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import CompileReport, Executable
 from vqc.program import Declined, Program, op_text
 
 FALLBACKS = ("eager", "none")
-OPTIONS = {"cc": (str, type(None)), "threads": (int,), "fallback": (str,), "self_test": (bool,),
+OPTIONS = {"cc": (str, type(None)), "threads": (int,), "fallback": (str,), "self_test": (bool,), "tune": (bool,),
            "licence": (str,)}  # fmt: skip
 
 
@@ -45,7 +47,8 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, OPTIONS[key]):
             raise TargetError(f"option {key} cannot be {value!r}",
                               why="it must be " + " or ".join(t.__name__ for t in OPTIONS[key]))  # fmt: skip
-    found = {"cc": None, "threads": 1, "fallback": "eager", "self_test": True, "licence": ""} | dict(options)
+    defaults = {"cc": None, "threads": 1, "fallback": "eager", "self_test": True, "tune": False, "licence": ""}
+    found = defaults | dict(options)
     if found["fallback"] not in FALLBACKS:
         raise TargetError(f"option fallback cannot be {found['fallback']!r}", way_out="use " + " or ".join(FALLBACKS))
     if not 1 <= found["threads"] <= 256:
@@ -72,12 +75,13 @@ def refuse(program: Program, missing: list[Declined], way_out: str) -> Unsupport
     )
 
 
-def generate_model(program: Program, target: str, workers: int = 1, licence: str = "") -> Model:
+def generate_model(program: Program, target: str, workers: int = 1, licence: str = "",
+                   choices: Choices | None = None) -> Model:  # fmt: skip
     """The C of a Program whose every call is supported; the licence of its weights goes into the header."""
     states = {s.output for s in program.states}
     outputs = [n.name for i, n in enumerate(program.result_nodes) if i not in states]
     named = [program.outputs[i] if i < len(program.outputs) else n for i, n in enumerate(outputs)]
-    return generate(lower(program, target, workers), [i.name for i in program.inputs], named,
+    return generate(lower(program, target, workers, choices), [i.name for i in program.inputs], named,
                     (*program.notes, *([f"Licence of the weights: {licence}"] if licence else [])),
                     target_called(target).dispatched)  # fmt: skip
 
@@ -105,8 +109,9 @@ class CBackend(Backend):
                 raise refuse(program, missing, "use option fallback=eager, or rewrite these operators")
             from vqc.backends.c.partition import compile_partitioned
 
-            return compile_partitioned(program, target, missing, find_compiler(opts["cc"]), opts["threads"])
-        return compile_whole(program, target, find_compiler(opts["cc"]), opts["threads"])
+            return compile_partitioned(program, target, missing, find_compiler(opts["cc"]), opts["threads"],
+                                       opts["tune"])  # fmt: skip
+        return compile_whole(program, target, find_compiler(opts["cc"]), opts["threads"], opts["tune"])
 
     def export(self, program: Program, target: str, folder: Path, options: Mapping[str, Any]) -> Path:
         """Write C sources, weights, a CMake file and a self-test into a new folder.
@@ -126,13 +131,18 @@ class CBackend(Backend):
         return export_folder(program, model, wanted, Path(folder), opts)
 
 
-def compile_whole(program: Program, target: str, compiler: Compiler, threads: int) -> CExecutable:
-    """Compile a Program whose every call is supported."""
-    model = generate_model(program, target, threads)
-    sources = dict(model.sources)
-    if threads > 1:
-        sources |= kernel_files([THREAD_POOL])
-    loaded = CModel(model, build_library(sources, target, compiler), threads)
+def compile_whole(program: Program, target: str, compiler: Compiler, threads: int, tune: bool = False) -> CExecutable:
+    """Compile a Program whose every call is supported; `tune`: with what is fastest here, measured if need be."""
+
+    def make(choices: Choices) -> CModel:
+        model = generate_model(program, target, threads, choices=choices)
+        sources = dict(model.sources)
+        if threads > 1:
+            sources |= kernel_files([THREAD_POOL])
+        return CModel(model, build_library(sources, target, compiler), threads)
+
+    loaded = make(tuned(make, example(program), target, compiler) if tune else Choices())
+    model = loaded.model
     notes = [f"compiler: {compiler.version}", f"threads: {threads}"]
     instructions = target
     if target_called(target).dispatch:  # levels of x86-64 are targets by themselves

@@ -26,7 +26,7 @@ LEVELS = (("l1", 32 << 10), ("l2", 1 << 20), ("dram", math.inf))  # bytes that a
 # The part of the peak that a family's inner loops reach on large layers; a kernel that is not here is taken at OTHER.
 EFFICIENCY: dict[tuple[str, str], float] = {
     ("conv_f32", "f32"): 0.75, ("conv_exact_f32", "f32"): 0.4, ("matmul", "f32"): 0.3, ("qconv", "int8"): 0.4,
-    ("qlinear", "int8"): 0.2, ("bconv", "binary"): 0.7,
+    ("qconv_c4", "int8"): 0.6, ("qlinear", "int8"): 0.2, ("bconv", "binary"): 0.7,
 }  # fmt: skip
 OTHER = 0.5
 ELEMENT_RATE = 0.25  # element operations a multiply-add of the float peak is worth
@@ -116,7 +116,10 @@ def layers(program: Program, lowered: Lowered, peaks: Peaks = DEFAULT) -> list[L
     rows of their own.
     """
     nodes = {n.name: n for n in program.calls}
-    main = {c.node: i for i, c in enumerate(lowered.calls) if c.kernel == lowered.kernels.get(c.node)}
+    main: dict[str, int] = {}  # the call that gets a node's multiply-adds: of its kernels, the last
+    for i, c in enumerate(lowered.calls):
+        if c.kernel in lowered.kernels.get(c.node, "").split(" + "):
+            main[c.node] = i
     found = []
     for i, call in enumerate(lowered.calls):
         node = nodes.get(call.node)

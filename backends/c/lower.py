@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from vqc.backends.c import expr as ex
+from vqc.backends.c.choices import Choices
 from vqc.backends.c.expand import expanded
 from vqc.backends.c.ir import Arg, Buffer, Call, Lowered, Ref, Scratch, Struct, Value, align, dense_strides, numel
 from vqc.backends.c.layouts import LAYOUTS
@@ -29,10 +30,11 @@ class Lowering:
     call, `bind` says what a node's result is.
     """
 
-    def __init__(self, program: Program, target: str, workers: int = 1):
+    def __init__(self, program: Program, target: str, workers: int = 1, choices: Choices | None = None):
         self.program = program
         self.target = target
         self.workers = workers
+        self.choices = choices or Choices()
         self.calls: list[Call] = []
         self.pool = WeightPool()
         self.env: dict[fx.Node, Any] = {}
@@ -108,6 +110,10 @@ class Lowering:
     def constant(self, arg: Any) -> torch.Tensor | None:
         """The tensor of a `get_attr` node, else None."""
         return self.program.constant(arg)
+
+    def rows(self, geometry: Any, node: str | None = None) -> int:
+        """Output rows of one task of a convolution: the geometry's estimate, or what tuning found."""
+        return self.choices.rows(geometry, self.workers, node or self._name())
 
     def bind(self, node: fx.Node, value: Any) -> None:
         self.env[node] = value
@@ -289,10 +295,10 @@ def _named_by_origin(program: Program, lowered: Lowered) -> None:
         lowered.kernels[first] = " + ".join(names)
 
 
-def lower(program: Program, target: str, workers: int = 1) -> Lowered:
+def lower(program: Program, target: str, workers: int = 1, choices: Choices | None = None) -> Lowered:
     """Lower a whole Program whose every call is supported; the weights payload is filled in."""
     program = expanded(program)
-    lowering = Lowering(program, target, workers)
+    lowering = Lowering(program, target, workers, choices)
     lowered = lowering.run()
     _named_by_origin(program, lowered)
     lowered.weights = lowering.pool.payload()

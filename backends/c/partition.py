@@ -123,7 +123,7 @@ class _Step:
 
 
 def compile_partitioned(program: Program, target: str, missing: Sequence[Declined], compiler: Compiler,
-                        threads: int) -> PartitionedExecutable:  # fmt: skip
+                        threads: int, tune: bool = False) -> PartitionedExecutable:  # fmt: skip
     """Compile what C can take and leave the rest (`missing`, with reasons) to PyTorch."""
     from vqc.backends.c.backend import compile_whole
 
@@ -135,7 +135,7 @@ def compile_partitioned(program: Program, target: str, missing: Sequence[Decline
         part, needs, gives = segment(program, nodes, f"{program.name}_{stage}")
         compiled = None
         if stage % 2 == 0:
-            compiled = compile_whole(part, target, compiler, threads)
+            compiled = compile_whole(part, target, compiler, threads, tune)
             report.kernels.update(compiled.report.kernels)
             report.layers += compiled.report.layers
             report.arena_bytes += compiled.report.arena_bytes

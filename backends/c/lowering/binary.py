@@ -248,7 +248,7 @@ def _call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], ext
     assert weight is not None
     geo = BinaryGeometry.of(node, weight)
     base, classes, row_classes, column_classes = base_sums(geo, weight)
-    rows = geo.rows(ctx.workers)
+    rows = ctx.rows(geo)
     pairs = {"k": geo.kernel, "s": geo.stride, "p": geo.padding, "d": geo.dilation}
     fields = {
         "n": geo.x[0], "c": geo.x[1], "h": geo.x[2], "w": geo.x[3], "o": geo.out[1], "oh": geo.out[2],

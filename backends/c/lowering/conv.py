@@ -119,7 +119,7 @@ def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> No
     bias = argument(node, "bias")
     weight: Any = node.args[1]
     geo = geometry(node, weight.meta["val"], transposed=transposed)
-    rows = geo.rows(ctx.workers)
+    rows = ctx.rows(geo)
     fields = geo.fields(rows)
     slopes: Value | None = None
     last = node

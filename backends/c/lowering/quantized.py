@@ -39,7 +39,7 @@ def _lower_conv(ctx: Lowering, node: fx.Node, *, transposed: bool) -> None:
     zero, bias = ctx.constant(argument(node, "x_zero")), ctx.constant(argument(node, "bias"))
     assert weight is not None and scale is not None and zero is not None
     geo = geometry(node, weight, transposed=transposed, pair=True)
-    rows = geo.rows(ctx.workers)
+    rows = ctx.rows(geo)
     fields = geo.fields(rows) | {"zeros": int(zero.numel())}
     if dtype_of(node) == torch.uint8:
         fields |= _requantize(node)
