@@ -1,9 +1,24 @@
 /* Binary convolutions, and the way between tensors and bits. */
 #include "vqc_bconv.h"
 
+#include <string.h>
+
+#if defined(VQC_GENERIC) || !defined(__GNUC__)
 #include "vqc_bconv_generic.h"
+#elif defined(__AVX512VPOPCNTDQ__)
+#include "vqc_bconv_popcnt.h"
+#elif defined(__SSSE3__)
+#include "vqc_bconv_lut.h"
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#include "vqc_bconv_neon.h"
+#else
+#include "vqc_bconv_generic.h"
+#endif
 
 #include "vqc_bconv_core.h"
+#ifdef BC_OWN_TASK
+#include "vqc_bconv_task_neon.h"
+#endif
 
 void vqc_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
                  const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,

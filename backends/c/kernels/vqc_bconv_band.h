@@ -9,8 +9,14 @@
 
 #ifdef __GNUC__
 #define BC_ALIGNED __attribute__((aligned(64)))
+#define BC_INLINE inline __attribute__((always_inline))
+#define BC_PREFETCH(p) __builtin_prefetch(p)
+#define BC_UNROLL _Pragma("GCC unroll 16")
 #else
 #define BC_ALIGNED
+#define BC_INLINE inline
+#define BC_PREFETCH(p) (void)(p)
+#define BC_UNROLL
 #endif
 
 typedef struct bc_job {

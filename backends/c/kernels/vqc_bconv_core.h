@@ -2,6 +2,22 @@
 #include <string.h>
 
 #include "vqc_bconv_band.h"
+#include "vqc_simd.h"
+
+#if VQC_VL == 1
+#define BC_ALL(x) (x)
+#define BC_ALL_INT(x) (x)
+#define BC_FLOAT(v) ((float)(v))
+#define BC_LESS(a, b) (-(int32_t)((a) < (b)))
+#define BC_SELECT(mask, a, b) ((mask) ? (a) : (b))
+#else
+#define BC_ALL(x) ((x) - (vqc_vf){0}) /* x - 0 is x, -0 and NaN included */
+#define BC_ALL_INT(x) ((x) + (vqc_vi){0})
+#define BC_FLOAT(v) __builtin_convertvector(v, vqc_vf)
+#define BC_LESS(a, b) ((vqc_vi)((a) < (b)))
+#define BC_SELECT(mask, a, b) ((vqc_vf)(((vqc_vi)(a) & (mask)) | ((vqc_vi)(b) & ~(mask))))
+#endif
+#define BC_BIT(o) ((int32_t)((uint32_t)1 << ((o) & 31)))
 
 /* Unpack the input rows of a band that begins at output row `first`. */
 static void bc_unpack(const bc_job *j, const bc_shape *s, ptrdiff_t image, ptrdiff_t first, BC_E *e) {
@@ -35,71 +51,102 @@ static void bc_tables(const bc_job *j, const bc_shape *s, int32_t *off, int32_t 
     }
 }
 
-/* One segment of the float epilogue: n sums of channel o, the first one at y[at]; marks the channel's bits. */
-static inline void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t n, const int32_t *restrict t,
-                             uint32_t *restrict word) {
+/* A vector's first `some` lanes from or to memory. */
+static BC_INLINE vqc_vf bc_load(const float *from, ptrdiff_t some) {
+    float lanes[VQC_VL] = {0};
+    if (some >= VQC_VL) return *(const vqc_vf_mem *)(const void *)from;
+    for (ptrdiff_t e = 0; e < some; e++) lanes[e] = from[e];
+    return *(const vqc_vf_mem *)(const void *)lanes;
+}
+
+static BC_INLINE void bc_store(float *to, vqc_vf v, ptrdiff_t some) {
+    float lanes[VQC_VL];
+    if (some >= VQC_VL) {
+        *(vqc_vf_mem *)(void *)to = v;
+        return;
+    }
+    *(vqc_vf_mem *)(void *)lanes = v;
+    for (ptrdiff_t e = 0; e < some; e++) to[e] = lanes[e];
+}
+
+/* The float epilogue of one channel: n sums, the first one at y[at]; marks the channel's bit. */
+static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t n, const int32_t *t,
+                                int32_t *word) {
     const vqc_bconv_params *p = j->p;
     const float scale = j->scale[o], bias = j->bias != NULL ? j->bias[o] : -0.0f; /* x + -0 is x, for every x */
-    const uint32_t bit = (uint32_t)1 << (o & 31);
-    float v[BC_SEGMENT];
-    for (ptrdiff_t i = 0; i < n; i++) v[i] = (float)t[i] * scale + bias;
-    if (j->residual != NULL) {
-        const float *residual = j->residual + at;
-        for (ptrdiff_t i = 0; i < n; i++) v[i] += residual[i];
-    }
-    if (p->act == VQC_BACT_PRELU) {
-        const float slope = j->slope[o];
-        for (ptrdiff_t i = 0; i < n; i++) v[i] = v[i] > 0.0f ? v[i] : v[i] * slope;
-    } else if (p->act == VQC_BACT_RELU) {
-        for (ptrdiff_t i = 0; i < n; i++) v[i] = v[i] < 0.0f ? 0.0f : v[i];
-    }
-    if (j->y != NULL) {
-        float *y = j->y + at;
-        for (ptrdiff_t i = 0; i < n; i++) y[i] = v[i];
-    }
-    if (j->bits != NULL) {
-        const float tau = j->tau[p->taus > 1 ? o : 0];
-        for (ptrdiff_t i = 0; i < n; i++) word[i] |= v[i] < tau ? bit : 0;
+    const float slope = p->act == VQC_BACT_PRELU ? j->slope[o] : 0.0f;
+    const float tau = j->bits != NULL ? j->tau[p->taus > 1 ? o : 0] : 0.0f;
+    const vqc_vf zero = BC_ALL(0.0f);
+    for (ptrdiff_t i = 0; i < n; i += VQC_VL) {
+        vqc_vf v = BC_FLOAT(*(const vqc_vi_mem *)(const void *)(t + i)) * scale + bias;
+        if (j->residual != NULL) v += bc_load(j->residual + at + i, n - i);
+        if (p->act == VQC_BACT_PRELU) v = BC_SELECT(BC_LESS(zero, v), v, v * slope);
+        if (p->act == VQC_BACT_RELU) v = BC_SELECT(BC_LESS(v, zero), zero, v);
+        if (j->y != NULL) bc_store(j->y + at + i, v, n - i);
+        if (j->bits != NULL) *(vqc_vi_mem *)(void *)(word + i) |= BC_LESS(v, BC_ALL(tau)) & BC_BIT(o);
     }
 }
 
 /* The same for a binary result: a bit is 1 where acc < threshold, turned round where flip is set. */
-static inline void bc_decide(const bc_job *j, ptrdiff_t o, ptrdiff_t n, const int32_t *restrict t,
-                             uint32_t *restrict word) {
-    const uint32_t bit = (uint32_t)1 << (o & 31), flip = j->flip[o] ? bit : 0;
-    const int32_t threshold = j->threshold[o];
-    for (ptrdiff_t i = 0; i < n; i++) word[i] |= (t[i] < threshold ? bit : 0) ^ flip;
+static BC_INLINE void bc_decide(const bc_job *j, ptrdiff_t o, ptrdiff_t n, const int32_t *t, int32_t *word) {
+    const vqc_vi threshold = BC_ALL_INT(j->threshold[o]);
+    const int32_t keep = j->flip[o] ? 0 : BC_BIT(o), turn = j->flip[o] ? BC_BIT(o) : 0;
+    for (ptrdiff_t i = 0; i < n; i += VQC_VL) {
+        const vqc_vi below = BC_LESS(*(const vqc_vi_mem *)(const void *)(t + i), threshold);
+        *(vqc_vi_mem *)(void *)(word + i) |= (below & keep) | (~below & turn);
+    }
 }
 
-/* n <= BC_SEGMENT positions of an output row from column `col` on, for one block of channels from o on. `row`: the
- * output row; b->x and b->base must stand at that row already. */
-static inline void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t row, ptrdiff_t col,
-                          ptrdiff_t n) {
+/* n <= BC_SEGMENT positions of an output row from column `col` on, for one block of channels from o on; b->x, b->base
+ * and b->inside must stand at that row already. */
+static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t row,
+                             ptrdiff_t col, ptrdiff_t n) {
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, at = row * p->ow + col;
-    const ptrdiff_t blocks = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
+    const ptrdiff_t channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
     BC_ALIGNED int32_t t[BC_BLOCK][BC_SEGMENT];
-    BC_ALIGNED uint32_t word[BC_SEGMENT];
+    BC_ALIGNED int32_t word[BC_SEGMENT] = {0};
+    if (j->residual != NULL) {
+        for (ptrdiff_t i = 0; i < channels; i++) {
+            const float *next = j->residual + (image * p->o + o + i) * plane + at;
+            for (ptrdiff_t e = 0; e < n; e += 16) BC_PREFETCH(next + e);
+        }
+    }
     bc_sums(b, col, n, t);
-    memset(word, 0, sizeof word);
-    for (ptrdiff_t i = 0; i < blocks; i++) {
+    for (ptrdiff_t i = 0; i < channels; i++) {
         if (j->threshold != NULL) bc_decide(j, o + i, n, t[i], word);
         else bc_finish(j, o + i, (image * p->o + o + i) * plane + at, n, t[i], word);
     }
     if (j->bits != NULL) {
         uint32_t *bits = j->bits + (image * ((p->o + 31) / 32) + o / 32) * plane + at;
         if (o % 32 == 0) {
-            for (ptrdiff_t i = 0; i < n; i++) bits[i] = word[i];
+            for (ptrdiff_t i = 0; i < n; i++) bits[i] = (uint32_t)word[i];
         } else {
-            for (ptrdiff_t i = 0; i < n; i++) bits[i] |= word[i];
+            for (ptrdiff_t i = 0; i < n; i++) bits[i] |= (uint32_t)word[i];
         }
     }
+}
+
+/* Channels times taps inside for every column of a row; `known`: the rows of taps inside it was last computed for. */
+static void bc_inside(const vqc_bconv_params *p, const bc_shape *s, ptrdiff_t row, const int32_t *taps, int32_t *known,
+                      int32_t *inside) {
+    int32_t rows = 0;
+    for (ptrdiff_t ky = 0; ky < p->kh; ky++) {
+        const ptrdiff_t y = row * p->sh - p->ph + ky * p->dh;
+        rows += y >= 0 && y < p->h;
+    }
+    if (rows == *known) return;
+    *known = rows;
+    for (ptrdiff_t i = 0; i < s->columns; i++) inside[i] = p->c * rows * taps[i];
 }
 
 static void bc_task(void *arg, int index, int worker) {
     const bc_job *j = (const bc_job *)arg;
     const vqc_bconv_params *p = j->p;
     const bc_shape s = bc_shape_of(p);
+#ifdef BC_OWN_TASK
+    if (bc_own_task(j, index, worker)) return;
+#endif
     const ptrdiff_t bands = (p->oh + p->rows - 1) / p->rows, image = index / bands, first = index % bands * p->rows;
     const ptrdiff_t last = first + p->rows < p->oh ? first + p->rows : p->oh;
     unsigned char *scratch = j->scratch + (size_t)worker * p->scratch;
@@ -111,19 +158,16 @@ static void bc_task(void *arg, int index, int worker) {
     bc_tables(j, &s, off, column, taps);
     bc_unpack(j, &s, image, first, e);
     bc_prepare(prepared);
+    int32_t rows_inside = -1;
     for (ptrdiff_t o = 0; o < p->o; o += BC_BLOCK) {
         b.w = bc_weights(j->w + o * s.steps, s.steps, prepared);
         for (ptrdiff_t row = first; row < last; row++) {
-            int32_t rows_inside = 0;
-            for (ptrdiff_t ky = 0; ky < p->kh; ky++) {
-                const ptrdiff_t y = row * p->sh - p->ph + ky * p->dh;
-                rows_inside += y >= 0 && y < p->h;
-            }
-            for (ptrdiff_t i = 0; i < s.columns; i++) inside[i] = p->c * rows_inside * taps[i];
+            bc_inside(p, &s, row, taps, &rows_inside, inside);
             b.x = e + (row - first) * p->sh * BC_PLANES * s.line;
             b.base = j->base + o * b.base_step + j->classes[row] * p->column_classes;
-            for (ptrdiff_t col = 0; col < p->ow; col += BC_SEGMENT)
-                bc_row(j, &b, image, o, row, col, p->ow - col < BC_SEGMENT ? p->ow - col : BC_SEGMENT);
+            ptrdiff_t col = 0;
+            for (; col + BC_SEGMENT <= p->ow; col += BC_SEGMENT) bc_row(j, &b, image, o, row, col, BC_SEGMENT);
+            if (col < p->ow) bc_row(j, &b, image, o, row, col, p->ow - col);
         }
     }
 }

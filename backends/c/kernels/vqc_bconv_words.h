@@ -13,6 +13,7 @@ static void bc_expand(uint32_t *restrict dst, ptrdiff_t line, const uint32_t *re
     for (ptrdiff_t t = hi; t < count; t++) dst[t] = BC_PAD;
 }
 
+#ifndef BC_OWN_WEIGHTS
 static void bc_prepare(unsigned char *prepared) { (void)prepared; }
 
 static const void *bc_weights(const uint32_t *w, ptrdiff_t steps, unsigned char *prepared) {
@@ -20,3 +21,4 @@ static const void *bc_weights(const uint32_t *w, ptrdiff_t steps, unsigned char 
     (void)prepared;
     return w;
 }
+#endif

@@ -132,7 +132,7 @@ class BinaryGeometry:
     def scratch(self, rows: int) -> int:
         """Most bytes of scratch of one worker that any hook needs (bc_shape_of)."""
         tables = align(4 * (self.steps + 3 * align(self.out[3], SEGMENT)))
-        return tables + align(4096 + 32 * self.steps) + align(self.band(rows))
+        return tables + align(16384 + 128 * self.steps) + align(self.band(rows))
 
 
 def base_sums(geo: BinaryGeometry, weight: Tensor) -> tuple[Tensor, Tensor, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from c_helpers import aten, chain, check
@@ -11,7 +13,9 @@ from hypothesis import strategies as st
 import vqc.ops  # noqa: F401
 
 vops = torch.ops.vqc
-TARGETS = ["native", "portable"]
+CPU = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512bw"}
+TARGETS = ["native", "portable", *(name for name, flag in LEVELS.items() if flag in CPU)]
 
 
 def signs(*shape):
@@ -56,7 +60,7 @@ def program(case):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(case=shapes())
 def test_any_shape(target, case):
     check(program(case), exact=True, target=target)
