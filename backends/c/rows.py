@@ -6,6 +6,7 @@ rounded once, in the written order, as in the pointwise interpreter: the results
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -126,6 +127,9 @@ class _Writer:
             return f"k{len(self.constants) - 1}"
         if e.value is not None:
             return self.load(e.value)
+        if e.op in ("max", "min") and e.args[1].op == "const" and not math.isnan(e.args[1].number):
+            less = "<" if e.op == "min" else ">"  # one instruction; a NaN stays one
+            return self.name(f"{(y := self.visit(e.args[1]))} {less} {(x := self.visit(e.args[0]))} ? {y} : {x}")
         return self.name(C_OPS[e.op].format(*(self.visit(a) for a in e.args)))
 
     def load(self, value: Value) -> str:
@@ -149,27 +153,39 @@ class _Writer:
         self.body.append(f"const float v{len(self.body)} = {text};")
         return f"v{len(self.body) - 1}"
 
-    def store(self, index: int, e: Expr, dtype: torch.dtype) -> None:
-        ctype = DTYPES[dtype][1]
+    def store(self, index: int, e: Expr, dtype: torch.dtype, *, words: bool) -> None:
+        ctype = "int32_t" if words else DTYPES[dtype][1]
         self.head.append(f"{ctype} *y{index} = ({ctype} *)out[{index}];")
         if dtype == torch.float32:
             self.body.append(f"y{index}[i] = {self.visit(e)};")
             return
+        narrow = "" if words else f"({ctype})"
+        level = _level(e)
+        if level is not None:
+            x, zero, low, high = level
+            low, high = low - zero, high - zero  # a limit that is a whole number can be held before rounding
+            v = self.name(f"{(t := self.visit(x))} > {low}.0f ? {t} : {low}.0f")
+            v = self.name(f"{v} < {high}.0f ? {v} : {high}.0f")
+            self.body.append(f"y{index}[i] = {narrow}(vqc_round({v}) + {zero});")
+            return
         low, high = (0, 255) if dtype == torch.uint8 else (-128, 127)
-        inner = _within(e, low, high) or e
         # Held in the type's range first: a conversion from outside has no meaning in C. NaN becomes the low end.
-        v = self.name(f"{(x := self.visit(inner))} > {low}.0f ? {x} : {low}.0f")
+        v = self.name(f"{(x := self.visit(e))} > {low}.0f ? {x} : {low}.0f")
         v = self.name(f"{v} < {high}.0f ? {v} : {high}.0f")
-        self.body.append(f"y{index}[i] = ({ctype})(int32_t){v};")
+        self.body.append(f"y{index}[i] = {narrow}(int32_t){v};")
 
 
-def _within(e: Expr, low: int, high: int) -> Expr | None:
-    """x, if e is min(max(x, low), high) with the very limits that storing has anyway."""
-    if e.op == "min" and e.args[1].op == "const" and e.args[1].number == high:
+def _level(e: Expr) -> tuple[Expr, int, int, int] | None:
+    """(x, zero point, low, high), if e is min(max(rint(x) + zero point, low), high) with small whole numbers."""
+    numbers = []
+    for op in ("min", "max", "add"):
+        if e.op != op or e.args[1].op != "const" or not e.args[1].number.is_integer():
+            return None
+        numbers.append(int(e.args[1].number))
         e = e.args[0]
-        if e.op == "max" and e.args[1].op == "const" and e.args[1].number == low:
-            return e.args[0]
-    return None
+    if e.op != "rint" or max(map(abs, numbers)) > 255 or numbers[1] != 0:
+        return None
+    return e.args[0], numbers[2], numbers[1], numbers[0]
 
 
 def sums_of(e: Expr) -> list[Expr]:
@@ -219,14 +235,14 @@ def why_not(e: Expr, shape: Sequence[int]) -> str | None:
     return bad[0] if bad else None
 
 
-def write(results: Sequence[tuple[Expr, torch.dtype]], shape: Sequence[int], lead: int) -> RowCode:
+def write(results: Sequence[tuple[Expr, Value]], lead: int) -> RowCode:
     """The row program that makes these results over [N,C,...]; every one must pass `why_not`.
 
     `lead`: operands before its own: 1 for sums, 4 for a resize.
     """
-    w = _Writer(tuple(shape), lead)
-    for i, (e, dtype) in enumerate(results):
-        w.store(i, e, dtype)
+    w = _Writer(results[0][1].shape, lead)
+    for i, (e, out) in enumerate(results):
+        w.store(i, e, out.dtype, words=out.layout == "c4")
     constants = [] if w.constants else ["(void)constants;"]
     reads = [] if w.operands or lead else ["(void)in;"]
     lines = [*w.head, *constants, *reads, "VQC_INDEPENDENT", "for (ptrdiff_t i = 0; i < n; i++) {",

@@ -26,7 +26,7 @@ typedef struct vqc_row_operand {
 } vqc_row_operand;
 
 /* A row program and its operands: the inputs (after the sums, which come first when there are any), then the outputs.
- * An output whose bit is set in `words` is made as rows of u8 and stored in the layout c4. */
+ * An output whose bit is set in `words` is made as rows of i32 levels in [0, 255] and stored in the layout c4. */
 typedef struct vqc_rows {
     vqc_row row;
     const float *constants;
@@ -73,7 +73,8 @@ typedef struct vqc_rows_c4_params {
 /* A row program over all channels of a picture, without sums. */
 void vqc_rows_c4(const vqc_model *m, const vqc_rows_c4_params *p, const void *const *in, void *const *out);
 
-/* Some channels of a tensor that is put together. Operand i of its row program is in[part.in + i]; its output is u8.
+/* Some channels of a tensor that is put together. Operand i of its row program is in[part.in + i]; its output is
+ * i32 levels.
  * resized: the program's first four operands are two rows of a bilinear resize and the weights of both, and after the
  * operands come its source f32 [N,channels,h,w], rows i32 [2][H], their weights, columns i32 [2][W], their weights. */
 typedef struct vqc_part {

@@ -37,6 +37,18 @@ typedef struct c4_band {
 static inline ptrdiff_t c4_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static inline size_t c4_align(size_t n) { return (n + 63) / 64 * 64; }
 
+/* Words from one place to another; rows are short, so that a call of memcpy would cost more than they do. */
+static inline void c4_copy(uint32_t *restrict dst, const uint32_t *restrict src, ptrdiff_t n) {
+    ptrdiff_t i = 0;
+    for (; i + VQC_VL <= n; i += VQC_VL)
+        *(vqc_vi_mem *)(void *)(dst + i) = *(const vqc_vi_mem *)(const void *)(src + i);
+    if (i < n && n >= VQC_VL) { /* the last vector, moved back */
+        *(vqc_vi_mem *)(void *)(dst + n - VQC_VL) = *(const vqc_vi_mem *)(const void *)(src + n - VQC_VL);
+        return;
+    }
+    for (; i < n; i++) dst[i] = src[i];
+}
+
 /* One row into words: column left + t * step for every t in [0, count), `zero` outside the row. src NULL: all outside. */
 static inline void c4_pack_row(uint32_t *restrict dst, const uint32_t *src, ptrdiff_t w, ptrdiff_t left, ptrdiff_t step,
                                ptrdiff_t count, uint32_t zero) {
@@ -48,7 +60,7 @@ static inline void c4_pack_row(uint32_t *restrict dst, const uint32_t *src, ptrd
     if (lo == hi) return;
     const uint32_t *restrict s = src + left + lo * step;
     if (step == 1)
-        memcpy(dst + lo, s, (size_t)(hi - lo) * sizeof *dst);
+        c4_copy(dst + lo, s, hi - lo);
     else if (step == 2)
         for (ptrdiff_t t = 0; t < hi - lo; t++) dst[lo + t] = s[2 * t];
     else
@@ -97,8 +109,8 @@ static inline c4_band c4_pack(const c4_job *j, ptrdiff_t batch, ptrdiff_t q0, pt
     return b;
 }
 
-/* Four rows of bytes become one row of words. */
-static inline void c4_words(uint32_t *restrict y, const uint8_t (*restrict rows)[C4_RUN], ptrdiff_t n) {
+/* Four rows of levels, each in [0, 255], become one row of words. */
+static inline void c4_words(uint32_t *restrict y, const int32_t (*restrict rows)[C4_RUN], ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i++)
         y[i] = (uint32_t)rows[0][i] | (uint32_t)rows[1][i] << 8 | (uint32_t)rows[2][i] << 16 | (uint32_t)rows[3][i] << 24;
 }
@@ -108,14 +120,14 @@ static inline void c4_words(uint32_t *restrict y, const uint8_t (*restrict rows)
 static inline void c4_rest(const vqc_rows *e, const void *const *in, void *const *out, ptrdiff_t batch,
                            ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t at, ptrdiff_t n, const int32_t *sums,
                            ptrdiff_t pitch) {
-    uint8_t bytes[VQC_ROW_WORDS][4][C4_RUN];
+    int32_t bytes[VQC_ROW_WORDS][4][C4_RUN];
     const void *from[VQC_ROW_OPERANDS];
     void *to[VQC_ROW_OPERANDS];
     const int first = sums != NULL;
     for (int r = 0; r < 4; r++) {
         const ptrdiff_t c = channel + r;
         if (c >= channels) {
-            for (int i = 0; i < VQC_ROW_WORDS && e->words >> i != 0; i++) memset(bytes[i][r], 0, (size_t)n);
+            for (int i = 0; i < VQC_ROW_WORDS && e->words >> i != 0; i++) memset(bytes[i][r], 0, (size_t)n * sizeof bytes[i][r][0]);
             continue;
         }
         if (first) from[0] = sums + r * pitch;
@@ -134,7 +146,7 @@ static inline void c4_rest(const vqc_rows *e, const void *const *in, void *const
         if (!(e->words >> i & 1)) continue;
         const vqc_row_operand *o = &e->operands[e->inputs + i];
         unsigned char *y = (unsigned char *)out[i] + batch * o->batch + channel / 4 * o->channel + at * o->position;
-        c4_words((uint32_t *)(void *)y, (const uint8_t(*)[C4_RUN])bytes[i], n);
+        c4_words((uint32_t *)(void *)y, (const int32_t(*)[C4_RUN])bytes[i], n);
     }
 }
 
@@ -147,17 +159,19 @@ static inline ptrdiff_t c4_run(ptrdiff_t positions, ptrdiff_t step) {
 
 /* Sums of `count` positions of a band from position `at` on, t: [channels][C4_RUN], through the row program. */
 static inline void c4_flush(const c4_job *j, const c4_band *b, ptrdiff_t batch, ptrdiff_t channel, ptrdiff_t channels,
-                            ptrdiff_t at, ptrdiff_t count, int32_t *t) {
+                            ptrdiff_t at, ptrdiff_t count, const int32_t *t) {
     const ptrdiff_t row = at / b->pitch, col = at % b->pitch;
     ptrdiff_t kept = count, begin = row * b->ow + (col < b->ow ? col : b->ow);
+    int32_t closed[8 * C4_RUN];
     if (b->pitch != b->ow) { /* close the gaps between rows: what remains is one run of the output */
         for (ptrdiff_t o = 0; o < channels; o++) {
+            uint32_t *to = (uint32_t *)(closed + o * C4_RUN);
             ptrdiff_t c = col, done = 0;
             kept = 0;
             while (done < count) {
                 const ptrdiff_t len = c4_min((c < b->ow ? b->ow : b->pitch) - c, count - done);
                 if (c < b->ow) {
-                    if (kept != done) memmove(t + o * C4_RUN + kept, t + o * C4_RUN + done, (size_t)len * sizeof *t);
+                    c4_copy(to + kept, (const uint32_t *)(t + o * C4_RUN + done), len);
                     kept += len;
                 }
                 done += len;
@@ -165,11 +179,11 @@ static inline void c4_flush(const c4_job *j, const c4_band *b, ptrdiff_t batch, 
                 if (c == b->pitch) c = 0;
             }
         }
+        t = closed;
     }
     if (kept == 0) return;
     for (ptrdiff_t o = 0; o < channels; o += 4)
-        c4_rest(&j->p->rest, j->in, j->out, batch, channel + o, j->p->o, b->first + begin, kept,
-                t + o * C4_RUN, C4_RUN);
+        c4_rest(&j->p->rest, j->in, j->out, batch, channel + o, j->p->o, b->first + begin, kept, t + o * C4_RUN, C4_RUN);
 }
 
 #endif

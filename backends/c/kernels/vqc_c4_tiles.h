@@ -120,18 +120,38 @@ static inline int32_t c4_weight(const int32_t *words, ptrdiff_t i, int e) {
     return (int8_t)(uint8_t)((uint32_t)words[i] >> 8 * e & 0xffu);
 }
 
-/* `count` positions, less than a vector, one by one. */
-static void c4_points(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane, const int32_t *off, ptrdiff_t taps,
-                      const int32_t *words, ptrdiff_t block, const int32_t *offset, ptrdiff_t count, int32_t *t) {
-    for (ptrdiff_t i = 0; i < count; i++)
-        for (ptrdiff_t o = 0; o < block; o++) {
-            int32_t acc = -offset[o];
-            for (ptrdiff_t q = 0; q < planes; q++)
-                for (ptrdiff_t k = 0; k < taps; k++) {
-                    const uint32_t v = x[q * plane + off[k] + i];
-                    for (int e = 0; e < 4; e++) acc += c4_byte(v, e) * c4_weight(words, (q * taps + k) * block + o, e);
-                }
-            t[o * C4_RUN + i] = acc;
+/* Sums of one position of 8 or 4 output channels, which stand side by side in the weights. */
+static inline void c4_point(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane, const int32_t *off, ptrdiff_t taps,
+                            const int32_t *words, ptrdiff_t block, const int32_t *offset, int32_t *acc) {
+    for (ptrdiff_t o = 0; o < block; o++) acc[o] = -offset[o];
+#if VQC_VL > 1 && !C4_WIDE && defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    if (block == 8) {
+        __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)acc);
+        for (ptrdiff_t q = 0; q < planes; q++, x += plane)
+            for (ptrdiff_t k = 0; k < taps; k++, words += 8)
+                v = _mm256_dpbusd_epi32(v, _mm256_set1_epi32((int32_t)x[off[k]]),
+                                        _mm256_loadu_si256((const __m256i *)(const void *)words));
+        _mm256_storeu_si256((__m256i *)(void *)acc, v);
+        return;
+    }
+#elif VQC_VL > 1 && !C4_WIDE && defined(__ARM_FEATURE_DOTPROD)
+    for (ptrdiff_t o = 0; o < block; o += 4) {
+        const uint32_t *xq = x;
+        const int32_t *w = words + o;
+        int32x4_t v = vld1q_s32(acc + o);
+        for (ptrdiff_t q = 0; q < planes; q++, xq += plane)
+            for (ptrdiff_t k = 0; k < taps; k++, w += block)
+                v = vdotq_s32(v, vreinterpretq_s8_u32(vdupq_n_u32(xq[off[k]] ^ 0x80808080u)),
+                              vreinterpretq_s8_s32(vld1q_s32(w)));
+        vst1q_s32(acc + o, v);
+    }
+    return;
+#endif
+    for (ptrdiff_t q = 0; q < planes; q++, x += plane)
+        for (ptrdiff_t k = 0; k < taps; k++, words += C4_STEP * block) {
+            const uint32_t v = x[off[k]];
+            for (ptrdiff_t o = 0; o < block; o++)
+                for (int e = 0; e < 4; e++) acc[o] += c4_byte(v, e) * c4_weight(words, o, e);
         }
 }
 
@@ -174,8 +194,12 @@ static inline void c4_sums(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane,
     if (i < count && count >= VQC_VL) { /* the last vector, moved back: some sums once more */
         i = count - VQC_VL;
         small(x + i, planes, plane, off, taps, words, offset, t + i);
-    } else if (i < count) {
-        c4_points(x, planes, plane, off, taps, words, block, offset, count, t);
+    } else {
+        int32_t acc[8];
+        for (; i < count; i++) {
+            c4_point(x + i, planes, plane, off, taps, words, block, offset, acc);
+            for (ptrdiff_t o = 0; o < block; o++) t[o * C4_RUN + i] = acc[o];
+        }
     }
 }
 

@@ -50,7 +50,7 @@ static void parts_task(void *arg, int index, int worker) {
     float *room = (float *)(void *)(j->scratch + (size_t)worker * p->scratch);
     const vqc_part *parts[4];
     parts_rows held[4];
-    uint8_t bytes[4][C4_RUN];
+    int32_t bytes[4][C4_RUN];
     int resized = 0;
     for (ptrdiff_t r = 0; r < channels; r++) {
         parts[r] = parts_find(p, 4 * quad + r);
@@ -92,7 +92,7 @@ static void parts_task(void *arg, int index, int worker) {
                 }
                 e->row(e->constants, from, to, n);
             }
-            c4_words(j->y + (batch * quads + quad) * positions + start + at, (const uint8_t(*)[C4_RUN])bytes, n);
+            c4_words(j->y + (batch * quads + quad) * positions + start + at, (const int32_t(*)[C4_RUN])bytes, n);
         }
     }
 }

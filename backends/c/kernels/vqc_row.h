@@ -3,6 +3,7 @@
 #define VQC_ROW_H
 
 #include <stddef.h>
+#include <string.h>
 
 #include "vqc_math.h"
 
@@ -14,5 +15,13 @@
 #else
 #define VQC_INDEPENDENT
 #endif
+
+/* The nearest whole number, half to even, of |x| < 2^22: a sum with 1.5 * 2^23 leaves it in the low bits. */
+static inline int32_t vqc_round(float x) {
+    const float shifted = x + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return bits - 0x4b400000;
+}
 
 #endif

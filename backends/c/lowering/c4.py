@@ -122,7 +122,7 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
         outputs.append(ctx.new(shape_of(n), dtype_of(n), n.name, "c4" if wants_c4(ctx.program, n) else None))
         ctx.bind(n, outputs[-1])
     found = rows.sums_of(e)
-    code = rows.write([(x, dtype_of(n)) for n, x in results], shape_of(node), lead=len(found))
+    code = rows.write([(x, v) for (_, x), v in zip(results, outputs, strict=True)], lead=len(found))
     rest = rows.rows_struct(ctx, code, outputs)
     values = [o.value for o in code.operands]
     names = [n.name for n, _ in results]

@@ -162,7 +162,7 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
         shape = (n, channels, h, w)
         part = _fitting(ctx, part, shape)
         resized = [x.source for x in leaves(part)]
-        code = rows.write([(part, out.dtype)], shape, lead=4 if resized else 0)
+        code = rows.write([(part, replace(out, shape=shape))], lead=4 if resized else 0)
         fields: dict[str, Any] = {"first": first, "channels": channels, "in": len(operands),
                                   "resized": int(bool(resized)), "rest": rows.rows_struct(ctx, code, [out])}  # fmt: skip
         operands += [o.value for o in code.operands]
