@@ -87,13 +87,22 @@ static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrd
     }
 }
 
-/* The same for a binary result: a bit is 1 where acc < threshold, turned round where flip is set. */
-static BC_INLINE void bc_decide(const bc_job *j, ptrdiff_t o, ptrdiff_t n, const int32_t *t, int32_t *word) {
-    const vqc_vi threshold = BC_ALL_INT(j->threshold[o]);
-    const int32_t keep = j->flip[o] ? 0 : BC_BIT(o), turn = j->flip[o] ? BC_BIT(o) : 0;
+/* The same for a binary result, all channels of a block: a bit is 1 where acc < threshold, turned round where flip is
+ * set. */
+static BC_INLINE void bc_decide(const bc_job *j, ptrdiff_t o, ptrdiff_t channels, ptrdiff_t n,
+                                int32_t t[BC_BLOCK][BC_SEGMENT], int32_t *word) {
+    int32_t threshold[BC_BLOCK], turned = 0;
+    for (ptrdiff_t c = 0; c < BC_BLOCK; c++) {
+        threshold[c] = c < channels ? j->threshold[o + c] : INT32_MIN; /* nothing is below that */
+        if (c < channels && j->flip[o + c]) turned |= BC_BIT(o + c);
+    }
     for (ptrdiff_t i = 0; i < n; i += VQC_VL) {
-        const vqc_vi below = BC_LESS(*(const vqc_vi_mem *)(const void *)(t + i), threshold);
-        *(vqc_vi_mem *)(void *)(word + i) |= (below & keep) | (~below & turn);
+        vqc_vi bits = BC_ALL_INT(turned);
+        BC_UNROLL for (ptrdiff_t c = 0; c < BC_BLOCK; c++) {
+            const vqc_vi acc = *(const vqc_vi_mem *)(const void *)(t[c] + i);
+            bits ^= BC_LESS(acc, BC_ALL_INT(threshold[c])) & BC_BIT(o + c);
+        }
+        *(vqc_vi_mem *)(void *)(word + i) = bits;
     }
 }
 
@@ -113,9 +122,11 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
         }
     }
     bc_sums(b, col, n, t);
-    for (ptrdiff_t i = 0; i < channels; i++) {
-        if (j->threshold != NULL) bc_decide(j, o + i, n, t[i], word);
-        else bc_finish(j, o + i, (image * p->o + o + i) * plane + at, n, t[i], word);
+    if (j->threshold != NULL) {
+        bc_decide(j, o, channels, n, t, word);
+    } else {
+        for (ptrdiff_t i = 0; i < channels; i++)
+            bc_finish(j, o + i, (image * p->o + o + i) * plane + at, n, t[i], word);
     }
     if (j->bits != NULL) {
         uint32_t *bits = j->bits + (image * ((p->o + 31) / 32) + o / 32) * plane + at;
@@ -167,7 +178,8 @@ static void bc_task(void *arg, int index, int worker) {
             b.base = j->base + o * b.base_step + j->classes[row] * p->column_classes;
             ptrdiff_t col = 0;
             for (; col + BC_SEGMENT <= p->ow; col += BC_SEGMENT) bc_row(j, &b, image, o, row, col, BC_SEGMENT);
-            if (col < p->ow) bc_row(j, &b, image, o, row, col, p->ow - col);
+            if (p->ow - col == BC_SEGMENT / 2) bc_row(j, &b, image, o, row, col, BC_SEGMENT / 2);
+            else if (col < p->ow) bc_row(j, &b, image, o, row, col, p->ow - col);
         }
     }
 }
