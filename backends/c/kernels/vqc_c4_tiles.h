@@ -6,7 +6,7 @@
 
 #if VQC_VL > 1 && defined(__SSE2__)
 #include <immintrin.h>
-#elif VQC_VL > 1 && defined(__ARM_FEATURE_DOTPROD)
+#elif VQC_VL > 1 && defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
 
@@ -19,6 +19,9 @@
 #define C4_DOT(acc, x, w) (vqc_vi) _mm256_dpbusd_epi32((__m256i)(acc), (__m256i)(x), _mm256_set1_epi32(w))
 #elif VQC_VL == 8 && defined(__AVXVNNI__)
 #define C4_DOT(acc, x, w) (vqc_vi) _mm256_dpbusd_avx_epi32((__m256i)(acc), (__m256i)(x), _mm256_set1_epi32(w))
+#elif VQC_VL == 4 && defined(__ARM_FEATURE_MATMUL_INT8)
+#define C4_DOT(acc, x, w)                                                                                             \
+    (vqc_vi) vusdotq_s32((int32x4_t)(acc), vreinterpretq_u8_s32((int32x4_t)(x)), vreinterpretq_s8_s32(vdupq_n_s32(w)))
 #elif VQC_VL == 4 && defined(__ARM_FEATURE_DOTPROD)
 #define C4_SIGNED 1
 #define C4_DOT(acc, x, w)                                                                                             \
@@ -48,9 +51,15 @@
 #if VQC_VL == 1
 #define C4_NV 1
 #define C4_NV4 1
+#elif C4_WIDE && VQC_VL == 4 && defined(__ARM_NEON)
+#define C4_NV 2
+#define C4_NV4 1
 #elif C4_WIDE && VQC_TILE_VECTORS == 1
 #define C4_NV 1
 #define C4_NV4 2
+#elif VQC_VL == 4 && defined(__ARM_FEATURE_MATMUL_INT8)
+#define C4_NV 2 /* 16 registers of sums: the pairs of words and of weights take the others */
+#define C4_NV4 6
 #else
 #define C4_NV VQC_TILE_VECTORS
 #define C4_NV4 (2 * VQC_TILE_VECTORS)
@@ -104,7 +113,74 @@ static inline int32_t c4_dot(int32_t acc, uint32_t x, int32_t w) {
     }
 C4_TILE(c4_tile_8, 8, 1)
 C4_TILE(c4_tile_4, 4, 1)
+#if VQC_VL == 4 && defined(__ARM_FEATURE_MATMUL_INT8)
+/* The same with products of 2 x 8 by 8 x 2: two words of channels of two positions by those of two outputs. */
+static void c4_wide_8(const uint32_t *restrict x, ptrdiff_t planes, ptrdiff_t plane, const int32_t *restrict off,
+                      ptrdiff_t taps, const int32_t *restrict w, const int32_t *restrict offset, int32_t *restrict t) {
+    int32x4_t acc[4][2 * C4_NV]; /* [outputs 2o, 2o + 1][positions 2i, 2i + 1]: position, then output */
+    for (int o = 0; o < 4; o++) {
+        const int32x4_t start = vnegq_s32(vcombine_s32(vld1_s32(offset + 2 * o), vld1_s32(offset + 2 * o)));
+        for (int i = 0; i < 2 * C4_NV; i++) acc[o][i] = start;
+    }
+    for (ptrdiff_t q = 0; q < planes; q += 2, x += 2 * plane, w += 16 * taps) {
+        const int both = q + 1 < planes; /* an odd last word stands by itself: zero weights beside it */
+        for (ptrdiff_t k = 0; k < taps; k++) {
+            const uint32_t *xk = x + off[k], *xn = both ? xk + plane : xk;
+            const int32_t *wk = w + 8 * k, *wn = wk + 8 * taps;
+            uint8x16_t v[2 * C4_NV];
+            for (int i = 0; i < C4_NV; i++) {
+                const uint32x4_t a = vld1q_u32(xk + 4 * i), b = vld1q_u32(xn + 4 * i);
+                v[2 * i] = vreinterpretq_u8_u32(vzip1q_u32(a, b));
+                v[2 * i + 1] = vreinterpretq_u8_u32(vzip2q_u32(a, b));
+            }
+            for (int o = 0; o < 2; o++) {
+                const int32x4_t a = vld1q_s32(wk + 4 * o), b = both ? vld1q_s32(wn + 4 * o) : vdupq_n_s32(0);
+                const int8x16_t lo = vreinterpretq_s8_s32(vzip1q_s32(a, b)), hi = vreinterpretq_s8_s32(vzip2q_s32(a, b));
+                for (int i = 0; i < 2 * C4_NV; i++) {
+                    acc[2 * o][i] = vusmmlaq_s32(acc[2 * o][i], v[i], lo);
+                    acc[2 * o + 1][i] = vusmmlaq_s32(acc[2 * o + 1][i], v[i], hi);
+                }
+            }
+        }
+    }
+    for (int o = 0; o < 4; o++)
+        for (int i = 0; i < C4_NV; i++) {
+            vst1q_s32(t + 2 * o * C4_RUN + 4 * i, vuzp1q_s32(acc[o][2 * i], acc[o][2 * i + 1]));
+            vst1q_s32(t + (2 * o + 1) * C4_RUN + 4 * i, vuzp2q_s32(acc[o][2 * i], acc[o][2 * i + 1]));
+        }
+}
+#elif VQC_VL == 4 && C4_WIDE && defined(__ARM_NEON)
+/* The same with products of 16 bits, a lane a position: the words of 8 positions are sorted by channel first. */
+#define C4_LANES(o, c, x)                                                                                             \
+    acc[o][0] = vmlal_laneq_s16(acc[o][0], vget_low_s16(x), vw[(o) / 2], (o) % 2 * 4 + (c));                          \
+    acc[o][1] = vmlal_high_laneq_s16(acc[o][1], x, vw[(o) / 2], (o) % 2 * 4 + (c));
+#define C4_OUTPUT(o) C4_LANES(o, 0, x0) C4_LANES(o, 1, x2) C4_LANES(o, 2, x1) C4_LANES(o, 3, x3)
+static void c4_wide_8(const uint32_t *restrict x, ptrdiff_t planes, ptrdiff_t plane, const int32_t *restrict off,
+                      ptrdiff_t taps, const int32_t *restrict w, const int32_t *restrict offset, int32_t *restrict t) {
+    int32x4_t acc[8][2];
+    for (int o = 0; o < 8; o++) acc[o][0] = acc[o][1] = vdupq_n_s32(-offset[o]);
+    for (ptrdiff_t q = 0; q < planes; q++, x += plane) {
+        for (ptrdiff_t k = 0; k < taps; k++, w += 16) {
+            const uint32x4_t low = vdupq_n_u32(0x00ff00ffu);
+            const uint32x4_t a = vld1q_u32(x + off[k]), b = vld1q_u32(x + off[k] + 4);
+            const int16x8_t a02 = vreinterpretq_s16_u32(vandq_u32(a, low)), b02 = vreinterpretq_s16_u32(vandq_u32(b, low));
+            const int16x8_t a13 = vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_u32(a), 8));
+            const int16x8_t b13 = vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_u32(b), 8));
+            const int16x8_t x0 = vuzp1q_s16(a02, b02), x2 = vuzp2q_s16(a02, b02);
+            const int16x8_t x1 = vuzp1q_s16(a13, b13), x3 = vuzp2q_s16(a13, b13);
+            int16x8_t vw[4]; /* of each output: channels 0, 2, 1, 3 */
+            for (int i = 0; i < 4; i++) vw[i] = vreinterpretq_s16_s32(vld1q_s32(w + 4 * i));
+            C4_OUTPUT(0) C4_OUTPUT(1) C4_OUTPUT(2) C4_OUTPUT(3) C4_OUTPUT(4) C4_OUTPUT(5) C4_OUTPUT(6) C4_OUTPUT(7)
+        }
+    }
+    for (int o = 0; o < 8; o++) {
+        vst1q_s32(t + o * C4_RUN, acc[o][0]);
+        vst1q_s32(t + o * C4_RUN + 4, acc[o][1]);
+    }
+}
+#else
 C4_TILE(c4_wide_8, 8, C4_NV)
+#endif
 C4_TILE(c4_wide_4, 4, C4_NV4)
 
 typedef void (*c4_tile)(const uint32_t *restrict, ptrdiff_t, ptrdiff_t, const int32_t *restrict, ptrdiff_t,
@@ -141,8 +217,12 @@ static inline void c4_point(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane
         int32x4_t v = vld1q_s32(acc + o);
         for (ptrdiff_t q = 0; q < planes; q++, xq += plane)
             for (ptrdiff_t k = 0; k < taps; k++, w += block)
+#if C4_SIGNED
                 v = vdotq_s32(v, vreinterpretq_s8_u32(vdupq_n_u32(xq[off[k]] ^ 0x80808080u)),
                               vreinterpretq_s8_s32(vld1q_s32(w)));
+#else
+                v = vusdotq_s32(v, vreinterpretq_u8_u32(vdupq_n_u32(xq[off[k]])), vreinterpretq_s8_s32(vld1q_s32(w)));
+#endif
         vst1q_s32(acc + o, v);
     }
     return;
