@@ -19,6 +19,9 @@ one, pad = [1, 1], [1, 1]
 conv = (x8, w8, scale, scale, zero, one, pad, one, 1)
 transposed = (x8, t8, torch.ones(4), None, zero, [2, 2], pad, one, 1, one)
 linear = (x8, torch.ones(3, 5, dtype=S8), scale, scale, zero)
+mask = torch.arange(2 * 6 * 5).remainder(3).view(2, 1, 6, 5) > 0
+masked = (*conv[:5], mask, one, pad, one, 1)
+signs, sw = 1 - 2 * (x8 & 1).to(S8), 1 - 2 * (w8 & 1)
 
 CASES = {
     "qconv2d": conv,
@@ -35,6 +38,13 @@ CASES = {
     "grid_sample": (xf, torch.linspace(-1.2, 1.2, 2 * 3 * 3 * 2).view(2, 3, 3, 2), "zeros", True),
     "conv2d": (xf, w8.float(), scale, one, pad, one, 1),
     "conv_transpose2d": (xf, t8.float(), None, [2, 2], pad, one, 1, one),
+    "masked_conv2d": (xf, w8.float(), scale, mask, one, pad, one, 1),
+    "masked_qconv2d": masked,
+    "masked_qconv2d_requantize": (*masked, "relu", 0.1, 3),
+    "masked_bconv2d": (signs, sw, scale, scale, mask, one, pad, one),
+    "binarize": (xf, torch.linspace(-1, 1, 4)),
+    "bconv2d": (signs, sw, scale, scale, one, pad, one),
+    "bconv2d_threshold": (signs, sw, torch.arange(3, dtype=torch.int32), scale > 0.15, one, pad, one),
 }  # fmt: skip
 
 

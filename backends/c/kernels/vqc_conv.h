@@ -43,6 +43,11 @@ VQC_CONV_FLOAT(vqc_conv_transpose_f32)
 VQC_CONV_FLOAT(vqc_conv_exact_f32)           /* product and sum rounded one by one: channel, then row, then column */
 VQC_CONV_FLOAT(vqc_conv_transpose_exact_f32)
 
+/* vqc_conv_f32 where mask [n][oh][ow] is not 0, and 0 elsewhere; a mask of NULL is true everywhere. Pictures only (kd 1).
+ * More scratch: (2 * rows * pitch + 2 * (packed rows) + 68) * 4 bytes, as vqc_conv_masked.h divides them. */
+void vqc_masked_conv_f32(const vqc_model *m, const vqc_conv_params *p, const float *x, const float *w,
+                         const float *bias, const float *slope, const uint8_t *mask, float *y, void *scratch);
+
 /* Weights of the integer kernels: as above, two input channels side by side: [pair][tap][8][2]; an odd last channel has
  * a zero partner. acc = sum (x - zero) * w in 32 bits, y = (float)acc * scale[o] (+ bias[o]); u8 output: activation,
  * then clamp(rint(y * inv_scale) + zero_point, 0, 255). Names: input type, weight type, output type. */
@@ -65,6 +70,19 @@ VQC_CONV_INT(vqc_qconv_transpose_u8s16_f32, uint8_t, int16_t, float)
 VQC_CONV_INT(vqc_qconv_transpose_u8s16_u8, uint8_t, int16_t, uint8_t)
 VQC_CONV_INT(vqc_qconv_transpose_s8s16_f32, int8_t, int16_t, float)
 VQC_CONV_INT(vqc_qconv_transpose_s8s16_u8, int8_t, int16_t, uint8_t)
+
+/* Convolutions of u8 (layout c4) with s8 under a mask [n][oh][ow] (NULL: true everywhere): where it is 0 the output is 0, or
+ * the zero point. The sums and what follows are those of the integer kernels above.
+ *   w       as above, but four input channels side by side: [four][tap][8][4]
+ *   offset  [2][o]: sum zero * w, and sum (zero - 128) * w
+ *   zero    for each word of channels, x outside the picture
+ * Channels of a group are multiples of 4 unless there is one group. Scratch as for vqc_masked_conv_f32. */
+void vqc_masked_qconv_f32(const vqc_model *m, const vqc_conv_params *p, const void *x, const int8_t *w,
+                          const float *scale, const float *bias, const int32_t *offset, const void *zero,
+                          const uint8_t *mask, float *y, void *scratch);
+void vqc_masked_qconv_u8(const vqc_model *m, const vqc_conv_params *p, const void *x, const int8_t *w,
+                         const float *scale, const float *bias, const int32_t *offset, const void *zero,
+                         const uint8_t *mask, uint8_t *y, void *scratch);
 
 #ifdef __cplusplus
 }

@@ -13,6 +13,9 @@
  */
 #include <string.h>
 
+static size_t cv_align(size_t bytes) { return (bytes + VQC_ALIGN - 1) / VQC_ALIGN * VQC_ALIGN; }
+static ptrdiff_t cv_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
 typedef struct cv_band {
     const CV_E *x;        /* first plane */
     ptrdiff_t planes;     /* planes (of CV_PAIR input channels) in one group */
@@ -127,8 +130,9 @@ static void cv_run(const cv_job *j, const cv_band *b, CV_E *expanded) {
     }
 }
 
-static size_t cv_align(size_t bytes) { return (bytes + VQC_ALIGN - 1) / VQC_ALIGN * VQC_ALIGN; }
-static ptrdiff_t cv_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+#ifdef CV_MASKED
+#include "vqc_conv_masked.h"
+#endif
 
 /* Elements of one group's weights for `taps` taps of every output channel. */
 static ptrdiff_t cv_group_weights(ptrdiff_t og, ptrdiff_t taps) {
@@ -174,6 +178,13 @@ static void cv_task(void *arg, int index, int worker) {
         b.x = (const CV_E *)j->x + x0 + depth * hw + row0 * p->w;
         b.plane = p->d * hw;
         b.pitch = p->w;
+#ifdef CV_MASKED
+        if (j->mask != NULL) {
+            const cv_active a = cv_cover(&b, j->mask + (batch * p->oh + row0) * p->ow, 0, 0, (int32_t *)(void *)packed);
+            cv_run_masked(j, &b, &a, expanded);
+            return;
+        }
+#endif
         cv_run(j, &b, expanded);
         return;
     }
@@ -183,6 +194,13 @@ static void cv_task(void *arg, int index, int worker) {
     b.pitch = p->ow + reach_w / p->sw;
     b.plane = phases_h * phases_w * rows * b.pitch;
     b.x = packed;
+#ifdef CV_MASKED
+    cv_active a = {0};
+    if (j->mask != NULL) {
+        int32_t *room = (int32_t *)(void *)((unsigned char *)packed + cv_align((size_t)(planes * b.plane) * sizeof(CV_E)));
+        a = cv_cover(&b, j->mask + (batch * p->oh + row0) * p->ow, reach_h / p->sh, reach_w / p->sw, room);
+    }
+#endif
     for (ptrdiff_t k = 0; k < taps; k++) {
         const ptrdiff_t y = k / p->kw * p->dh, x = k % p->kw * p->dw;
         off[k] = (int32_t)(((y % p->sh * phases_w + x % p->sw) * rows + y / p->sh) * b.pitch + x / p->sw);
@@ -200,10 +218,22 @@ static void cv_task(void *arg, int index, int worker) {
                     from[i] = inside ? x0 + (c * p->d + z) * hw + y * p->w : -1;
                     channel[i] = group * cg + (c < cg ? c : 0);
                 }
+#ifdef CV_MASKED
+                for (ptrdiff_t first = 0, end = 0; cv_columns(&a, r, b.pitch, &first, &end);)
+                    cv_pack_row(j, packed + v * b.plane + (f * rows + r) * b.pitch + first, from, channel,
+                                left + first * p->sw, p->sw, end - first);
+#else
                 cv_pack_row(j, packed + v * b.plane + (f * rows + r) * b.pitch, from, channel, left, p->sw, b.pitch);
+#endif
             }
         }
     }
+#ifdef CV_MASKED
+    if (j->mask != NULL) {
+        cv_run_masked(j, &b, &a, expanded);
+        return;
+    }
+#endif
     cv_run(j, &b, expanded);
 }
 

@@ -17,6 +17,7 @@ typedef struct cv_job {
     const float *x, *w, *bias, *slope;
     float *y;
     unsigned char *scratch;
+    const uint8_t *mask; /* NULL: everything is computed */
 } cv_job;
 
 /* A 1x1 convolution reads its input where it is. */
@@ -29,6 +30,18 @@ static const float *cv_weights(const cv_job *j, ptrdiff_t at, ptrdiff_t count, f
     (void)count;
     (void)expanded;
     return j->w + at;
+}
+
+#define CV_FAR_ROWS 256 /* so long a row is a wide picture's, which no near cache holds; the CPU follows shorter ones itself */
+
+/* Ask for the same columns of the next channel. There may be no next channel, so a number is counted up, not a pointer. */
+static inline void cv_prefetch(const float *row, ptrdiff_t channel, ptrdiff_t n) {
+#ifdef __GNUC__
+    const uintptr_t at = (uintptr_t)row + (uintptr_t)channel * sizeof(float);
+    for (ptrdiff_t i = 0; i < n; i += 16) __builtin_prefetch((const void *)(at + (uintptr_t)i * sizeof(float)), 0, 2);
+#else
+    (void)row, (void)channel, (void)n;
+#endif
 }
 
 /* dst[t] = row[left + t * step], zero outside the row. */
@@ -44,6 +57,7 @@ static void cv_pack_row(const cv_job *j, float *restrict dst, const ptrdiff_t *f
     for (ptrdiff_t t = hi; t < count; t++) dst[t] = 0.0f;
     if (hi > lo) {
         const float *restrict src = j->x + from[0] + left + lo * step;
+        if (step == 1 && w >= CV_FAR_ROWS) cv_prefetch(src, (ptrdiff_t)j->p->d * j->p->h * w, hi - lo);
         if (step == 1) {
             memcpy(dst + lo, src, (size_t)(hi - lo) * sizeof(float));
         } else if (step == 2) {
@@ -92,9 +106,25 @@ static void cv_store(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step,
 
 #include "vqc_conv_core.h"
 
+#ifdef CV_MASKED
+static cv_job cv_redirect(const cv_job *j, cv_room *room) {
+    cv_job aside = *j;
+    aside.y = room->f;
+    return aside;
+}
+
+static inline void cv_keep(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from, const uint8_t *mask) {
+    cv_keep_f32(j->y + at, room->f + from, mask);
+}
+
+static inline void cv_put(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from) { j->y[at] = room->f[from]; }
+
+static void cv_blank(const cv_job *j, ptrdiff_t at, ptrdiff_t n) { memset(j->y + at, 0, (size_t)n * sizeof(float)); }
+#endif
+
 #define CV_ENTRY(NAME, TRANSPOSED)                                                                                    \
     void NAME(const vqc_model *m, const vqc_conv_params *p, const float *x, const float *w, const float *bias,        \
               const float *slope, float *y, void *scratch) {                                                          \
-        cv_job j = {p, x, w, bias, slope, y, (unsigned char *)scratch};                                               \
+        cv_job j = {p, x, w, bias, slope, y, (unsigned char *)scratch, NULL};                                             \
         cv_launch(m, &j, TRANSPOSED);                                                                                 \
     }

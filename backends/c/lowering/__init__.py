@@ -8,6 +8,7 @@ from vqc.backends.c.lowering import (  # noqa: F401
     conv,
     expansions,
     functions,
+    masked,
     matmul,
     movement,
     normalize,

@@ -1,0 +1,149 @@
+"""What a mask saves: time of a masked convolution against the dense one, by how much of the picture is active.
+
+python -m benchmarks.masked_layers
+
+One thread. Masks are blobs: smoothed noise at 1/8 of the width, above the quantile that gives the density; the density
+stated is the mask's own. A layer and its masks run in one process in turn, and the least of the repeats counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+import vqc.ops  # noqa: F401  registers vqc::
+from vqc.backends.c import CBackend
+from vqc.backends.c.runtime import CModel, ModelStruct, aligned
+from vqc.program import Input, Program, infer, meta_of
+from vqc.report.tables import markdown
+
+LAYERS = ((128, 36, 64), (64, 72, 128), (32, 144, 256), (16, 288, 512))  # channels in and out, height, width
+DENSITIES = (0.0, 0.1, 0.24, 0.5, 0.75, 1.0)
+CELLS = 16  # blobs are made on a grid of so many cells over the width
+
+
+def blobs(density: float, h: int, w: int, seed: int = 0) -> Tensor:
+    """A bool mask [1,1,h,w] of smooth blobs, close to `density` of it true."""
+    g = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, 1, max(2, CELLS * h // w), CELLS, generator=g)
+    field = F.interpolate(noise, size=(h, w), mode="bicubic", align_corners=False)
+    order = field.flatten().argsort(descending=True)[: round(density * h * w)]
+    return torch.zeros(h * w, dtype=torch.bool).index_fill_(0, order, True).view(1, 1, h, w)
+
+
+def program(op: Any, inputs: Sequence[Tensor], *args: Any) -> Program:
+    """A Program of one call `op(inputs..., args...)`; `args` may put a place number where an input goes."""
+    graph = fx.Graph()
+    p = Program("layer", graph, {}, [], [], example=list(inputs))
+    nodes = []
+    for i, x in enumerate(inputs):
+        node = graph.placeholder(f"x{i}")
+        node.meta["val"] = meta_of(x)
+        nodes.append(node)
+    p.inputs = [Input(f"x{i}", tuple(x.shape), x.dtype) for i, x in enumerate(inputs)]
+    call_args = []
+    for i, a in enumerate(args):
+        if isinstance(a, Tensor):
+            p.constants[f"w{i}"] = a
+            node = graph.create_node("get_attr", f"w{i}")
+            node.meta["val"] = meta_of(a)
+            call_args.append(node)
+        else:
+            call_args.append(nodes[int(a[1:])] if isinstance(a, str) and a.startswith("$") else a)
+    node = graph.call_function(op, tuple(call_args))
+    infer(p, node)
+    graph.output((node,))
+    p.outputs = ("y",)
+    return p
+
+
+def stepper(p: Program) -> Callable[[Sequence[Tensor]], None]:
+    """Compile a Program without states for this machine and run it into the same output memory every time."""
+    made: CModel = CBackend().compile(p, "native", {"fallback": "none"}).model
+    model, library = made.model, made.library
+    weights, arena, struct = aligned(len(model.weights)), aligned(model.arena_size), ModelStruct()
+    weights.copy_(torch.frombuffer(bytearray(model.weights), dtype=torch.uint8))
+    sizes = (ctypes.c_size_t(len(model.weights)), ctypes.c_size_t(model.arena_size))
+    init, run = getattr(library, f"{model.name}_init"), getattr(library, f"{model.name}_run")
+    code = init(ctypes.byref(struct), ctypes.c_void_p(weights.data_ptr()), sizes[0], ctypes.c_void_p(arena.data_ptr()),
+                sizes[1])  # fmt: skip
+    if code:
+        raise RuntimeError(made.strerror(code))
+    out = [torch.zeros(v.shape, dtype=v.dtype) for v in model.lowered.outputs]
+    wanted = (ctypes.c_void_p * len(out))(*[y.data_ptr() for y in out])
+    kept = (weights, arena, out, made)
+
+    def step(inputs: Sequence[Tensor]) -> None:
+        given = (ctypes.c_void_p * len(inputs))(*[x.data_ptr() for x in inputs])
+        if run(ctypes.byref(struct), None, given, wanted):
+            raise RuntimeError(f"{kept[3].model.name} failed")
+
+    return step
+
+
+def _least(step: Callable[[Sequence[Tensor]], None], cases: Sequence[Sequence[Tensor]], best: list[float]) -> None:
+    for i, inputs in enumerate(cases):
+        step(inputs)
+        begin = time.perf_counter()
+        step(inputs)
+        best[i] = min(best[i], time.perf_counter() - begin)
+
+
+def layer(kind: str, channels: int, h: int, w: int) -> tuple[Program, Program, Tensor]:
+    """The dense and the masked Program of one 3x3 layer, and its input."""
+    g = torch.Generator().manual_seed(1)
+    mask, tail = torch.ones(1, 1, h, w, dtype=torch.bool), ([1, 1], [1, 1], [1, 1], 1)
+    if kind == "float32":
+        x = torch.randn(1, channels, h, w, generator=g)
+        weight, bias = torch.randn(channels, channels, 3, 3, generator=g), torch.randn(channels, generator=g)
+        dense = program(torch.ops.aten.conv2d.default, [x], "$0", weight, bias, *tail)
+        return dense, program(torch.ops.vqc.masked_conv2d.default, [x, mask], "$0", weight, bias, "$1", *tail), x
+    x = torch.randint(0, 256, (1, channels, h, w), generator=g).to(torch.uint8)
+    weight = torch.randint(-127, 128, (channels, channels, 3, 3), generator=g).to(torch.int8)
+    fixed = (weight, torch.rand(channels, generator=g), torch.randn(channels, generator=g),
+             torch.tensor([128], dtype=torch.int32))  # fmt: skip
+    last = ("relu", 0.01, 3)
+    dense = program(torch.ops.vqc.qconv2d_requantize.default, [x], "$0", *fixed, *tail, *last)
+    masked = torch.ops.vqc.masked_qconv2d_requantize.default
+    return dense, program(masked, [x, mask], "$0", *fixed, "$1", *tail, *last), x
+
+
+def measure(kinds: Sequence[str] = ("float32", "int8"), layers: Sequence[tuple[int, int, int]] = LAYERS,
+            densities: Sequence[float] = DENSITIES, repeats: int = 30) -> list[dict[str, Any]]:  # fmt: skip
+    """One record for each kind, layer and density: milliseconds dense and masked, and their ratio."""
+    records = []
+    for kind in kinds:
+        for channels, h, w in layers:
+            dense, masked, x = layer(kind, channels, h, w)
+            whole, part = stepper(dense), stepper(masked)
+            cases = [(x, blobs(d, h, w)) for d in densities]
+            base, times = [float("inf")], [float("inf")] * len(cases)
+            for _ in range(repeats):
+                _least(whole, [(x,)], base)
+                _least(part, cases, times)
+            records += [
+                {"kind": kind, "layer": f"{channels}->{channels}@{h}x{w}", "density": float(mask.float().mean()),
+                 "dense_ms": base[0] * 1e3, "masked_ms": t * 1e3, "ratio": t / base[0]}
+                for (_, mask), t in zip(cases, times, strict=True)
+            ]  # fmt: skip
+    return records
+
+
+def main() -> None:
+    """Print the table."""
+    rows = []
+    for r in measure():
+        rows.append({"type": r["kind"], "layer": r["layer"], "density": f"{r['density']:.2f}",
+                     "dense ms": f"{r['dense_ms']:.3f}", "masked ms": f"{r['masked_ms']:.3f}",
+                     "ratio": f"{r['ratio']:.3f}", "above density": f"{r['ratio'] - r['density']:+.3f}"})  # fmt: skip
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
