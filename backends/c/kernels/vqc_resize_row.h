@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "vqc_simd.h"
+
 /* t[i] = x[cols[i]] * weights[i] + x[cols[n + i]] * weights[n + i] for n columns. twice: n = 2 w, and column 2k and 2k + 1
  * read k - 1, k and k, k + 1 with the same weights everywhere but at the two ends. */
 static inline void vqc_resize_row(const float *restrict x, ptrdiff_t n, const int32_t *restrict cols,
@@ -16,7 +18,15 @@ static inline void vqc_resize_row(const float *restrict x, ptrdiff_t n, const in
         const float a0 = w0[2], a1 = w1[2], b0 = w0[3], b1 = w1[3];
         t[0] = x[c0[0]] * w0[0] + x[c1[0]] * w1[0];
         t[1] = x[c0[1]] * w0[1] + x[c1[1]] * w1[1];
-        for (ptrdiff_t k = 1; k < n / 2 - 1; k++) {
+        ptrdiff_t k = 1;
+#ifdef VQC_ZIP
+        for (; k + VQC_VL < n / 2; k += VQC_VL) {
+            const vqc_vf before = *(const vqc_vf_mem *)(x + k - 1), here = *(const vqc_vf_mem *)(x + k);
+            const vqc_vf even = before * a0 + here * a1, odd = here * b0 + *(const vqc_vf_mem *)(x + k + 1) * b1;
+            VQC_ZIP(even, odd, *(vqc_vf_mem *)(t + 2 * k), *(vqc_vf_mem *)(t + 2 * k + VQC_VL));
+        }
+#endif
+        for (; k < n / 2 - 1; k++) {
             t[2 * k] = x[k - 1] * a0 + x[k] * a1;
             t[2 * k + 1] = x[k] * b0 + x[k + 1] * b1;
         }

@@ -27,6 +27,25 @@ typedef int32_t vqc_vi __attribute__((vector_size(VQC_VL * 4)));
 typedef int32_t vqc_vi_mem __attribute__((vector_size(VQC_VL * 4), aligned(4), may_alias));
 #endif
 
+/* VQC_ZIP(a, b, lo, hi): the lanes of two vectors in turns, a0 b0 a1 b1 ...; defined where the compiler can shuffle. */
+#if VQC_VL > 1 && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#if VQC_VL == 16
+#define VQC_ZIP(a, b, lo, hi)                                                                                         \
+    lo = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);                       \
+    hi = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif VQC_VL == 8
+#define VQC_ZIP(a, b, lo, hi)                                                                                         \
+    lo = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);                                                     \
+    hi = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define VQC_ZIP(a, b, lo, hi)                                                                                         \
+    lo = __builtin_shufflevector(a, b, 0, 4, 1, 5);                                                                   \
+    hi = __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#endif
+#endif
+#endif
+
 /* Registers: with 32 vector registers a tile of 8 channels takes three vectors of positions, else one. */
 #if VQC_VL == 1
 #define VQC_TILE_VECTORS 8
