@@ -39,7 +39,7 @@ class Expr:
                 return
             seen.add(id(e))
             if e.value is not None:
-                found.setdefault(_key(e.value), e.value)
+                found.setdefault(key(e.value), e.value)
             for a in e.args:
                 walk(a)
 
@@ -77,7 +77,7 @@ def substitute(e: Expr, old: Expr, new: Expr) -> Expr:
     return rewrite(e, lambda x: new if x is old else None)
 
 
-def _key(v: Value) -> tuple:
+def key(v: Value) -> tuple:
     return (id(v.buffer), v.offset, v.shape, v.strides, v.dtype)
 
 
@@ -140,7 +140,7 @@ def linearize(expr: Expr) -> tuple[list[PwOp], list[Value]] | None:
     canonical: dict[tuple, Expr] = {}
 
     def same(e: Expr) -> Expr:  # two loads of one value are one
-        return canonical.setdefault((_key(e.value), e.integer), e) if e.value is not None else e
+        return canonical.setdefault((key(e.value), e.integer), e) if e.value is not None else e
 
     def count(e: Expr) -> None:
         e = same(e)
@@ -171,8 +171,8 @@ def linearize(expr: Expr) -> tuple[list[PwOp], list[Value]] | None:
         if len(ops) >= MAX_OPS:
             raise _Full
         if e.value is not None:
-            index = list(order).index(_key(e.value)) if _key(e.value) in order else len(order)
-            order.setdefault(_key(e.value), e.value)
+            index = list(order).index(key(e.value)) if key(e.value) in order else len(order)
+            order.setdefault(key(e.value), e.value)
             if len(order) >= OPERANDS:
                 raise _Full
             where[id(e)] = d = fresh()

@@ -25,6 +25,12 @@ OPERANDS = 24  # VQC_ROW_OPERANDS
 WORDS = 4  # VQC_ROW_WORDS: outputs in the layout c4
 MAX_OPS = 64
 
+# What fits each integer type and is a float: limits of what is stored there, as in vqc_pointwise_f32.c.
+STORED: dict[torch.dtype, tuple[int, int]] = {
+    torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-32768, 32767), torch.int32: (-(2**31), 2**31 - 128),
+    torch.int64: (-(2**63), 2**63 - 2**39),
+}  # fmt: skip
+
 # Each operation as C on floats; a truth value is 1 or 0. The same as in vqc_pointwise_f32.c.
 C_OPS: dict[str, str] = {
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
@@ -168,11 +174,14 @@ class _Writer:
             v = self.name(f"{v} < {high}.0f ? {v} : {high}.0f")
             self.body.append(f"y{index}[i] = {narrow}(vqc_round({v}) + {zero});")
             return
-        low, high = (0, 255) if dtype == torch.uint8 else (-128, 127)
+        if dtype == torch.bool:
+            self.body.append(f"y{index}[i] = {self.visit(e)} != 0.0f;")
+            return
+        low, high = STORED[dtype]
         # Held in the type's range first: a conversion from outside has no meaning in C. NaN becomes the low end.
         v = self.name(f"{(x := self.visit(e))} > {low}.0f ? {x} : {low}.0f")
         v = self.name(f"{v} < {high}.0f ? {v} : {high}.0f")
-        self.body.append(f"y{index}[i] = {narrow}(int32_t){v};")
+        self.body.append(f"y{index}[i] = {narrow}({'int64_t' if dtype == torch.int64 else 'int32_t'}){v};")
 
 
 def _level(e: Expr) -> tuple[Expr, int, int, int] | None:
@@ -222,7 +231,7 @@ def why_not(e: Expr, shape: Sequence[int]) -> str | None:
                 bad.append("it reads 64-bit integers")
             elif operand_of(x.value, shape) is None:
                 bad.append("an operand's positions are not contiguous")
-        elif x.op not in C_OPS and x.op not in ("sums", "resized", "const"):
+        elif x.op not in C_OPS and x.op not in ("sums", "resized", "cat", "const"):
             bad.append(f"{x.op} has no form in a row program")
         for a in x.args:
             walk(a)
@@ -230,9 +239,14 @@ def why_not(e: Expr, shape: Sequence[int]) -> str | None:
     walk(e)
     if not bad and len(seen) > MAX_OPS:
         bad.append(f"it has more than {MAX_OPS} operations")
-    if not bad and len(e.loads()) > OPERANDS - WORDS - 2:
+    if not bad and not few_operands([e]):
         bad.append("it reads too many tensors")
     return bad[0] if bad else None
+
+
+def few_operands(results: Sequence[Expr]) -> bool:
+    """Whether one row program can read all that these results read."""
+    return len({ex.key(v) for e in results for v in e.loads()}) <= OPERANDS - WORDS - 2
 
 
 def write(results: Sequence[tuple[Expr, Value]], lead: int) -> RowCode:

@@ -176,7 +176,7 @@ def followers(ctx: Lowering, node: fx.Node, e: Expr) -> list[tuple[fx.Node, Expr
     for user in node.users:
         if len(found) < MOST_FOLLOWED and user not in ctx.done:
             chain, last = _follow(ctx, node, e, user)
-            if last is not None:
+            if last is not None and rows.few_operands([e, *(x for _, x in found), last]):
                 found.append((chain[-1], last))
                 ctx.done.update(chain)
                 for n in chain[:-1]:
@@ -186,7 +186,7 @@ def followers(ctx: Lowering, node: fx.Node, e: Expr) -> list[tuple[fx.Node, Expr
 
 def _follow(ctx: Lowering, node: fx.Node, e: Expr, user: fx.Node) -> tuple[list[fx.Node], Expr | None]:
     """The chain of single readers from `user` to a tensor in c4, and its expression; None where there is none."""
-    from vqc.backends.c.lowering.pointwise import POINTWISE
+    from vqc.backends.c.lowering.pointwise import POINTWISE, integer_call
 
     chain: list[fx.Node] = []
     held = ctx.env.get(node)
@@ -195,7 +195,7 @@ def _follow(ctx: Lowering, node: fx.Node, e: Expr, user: fx.Node) -> tuple[list[
         others = [a for a in user.all_input_nodes if a is not last and ctx.constant(a) is None]
         if user.op != "call_function" or op_name(user.target) not in POINTWISE or others or user in ctx.done:
             break
-        if shape_of(user) != shape_of(node):
+        if shape_of(user) != shape_of(node) or integer_call(user):
             break
         ctx.env[last] = inner
         ctx.following = user

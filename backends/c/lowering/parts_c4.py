@@ -1,7 +1,7 @@
 """Concatenations and resizes that end, quantized, in the input of a convolution: nothing in between is stored.
 
-`cat` along channels and `resize_bilinear` are not computed where they stand if their only readers lead to a tensor in the
-layout c4: they become leaves of its expression ("cat", "resized"), and one call fills the tensor, part by part.
+`cat` along channels and `resize_bilinear` are not computed where they stand if their only readers lead to a tensor in
+the layout c4: they become leaves of its expression ("cat", "resized"), and one call fills the tensor, part by part.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def is_cat(node: fx.Node) -> bool:
     tensors = node.args[0]
     assert isinstance(tensors, (list, tuple))
     return int(argument(node, "dim", 0)) % 4 == 1 and all(
-        isinstance(t, fx.Node) and shape_of(t)[1] > 0 and dtype_of(t) == dtype_of(node) for t in tensors
+        isinstance(t, fx.Node) and len(shape_of(t)) == 4 and shape_of(t)[1] > 0 and dtype_of(t) == dtype_of(node)
+        for t in tensors
     )
 
 
@@ -122,7 +123,11 @@ def lazy_cat(ctx: Lowering, node: fx.Node) -> bool:
     parts = []
     for t in tensors:
         found = ctx.env.get(t)
-        known = isinstance(found, Expr) and not rows.sums_of(found)
+        if isinstance(found, Expr) and not rows.sums_of(found):
+            found = _contiguous(ctx, found, shape_of(t))
+            known = rows.why_not(found, shape_of(t)) is None
+        else:
+            known = False
         parts.append((found if known else ex.load(ctx.value(t)), shape_of(t)[1]))
     e = Expr("cat", source=Cat(node, tuple(parts)))
     if now:
@@ -158,13 +163,13 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
     structs: list[Struct] = []
     operands: list[Value] = []
     first = 0
-    for part, channels in _parts(e, c):
+    for part, channels in _parts(ctx, e, out.shape):
         shape = (n, channels, h, w)
         part = _fitting(ctx, part, shape)
         resized = [x.source for x in leaves(part)]
         code = rows.write([(part, replace(out, shape=shape))], lead=4 if resized else 0)
-        fields: dict[str, Any] = {"first": first, "channels": channels, "in": len(operands),
-                                  "resized": int(bool(resized)), "rest": rows.rows_struct(ctx, code, [out])}  # fmt: skip
+        fields: dict[str, Any] = {"first": first, "channels": channels, "in": len(operands)}
+        fields |= {"resized": int(bool(resized)), "rest": rows.rows_struct(ctx, code, [out])}
         operands += [o.value for o in code.operands]
         if resized:
             r = resized[0]
@@ -179,14 +184,20 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
     return out
 
 
-def _parts(e: Expr, channels: int) -> list[tuple[Expr, int]]:
+def _parts(ctx: Lowering, e: Expr, shape: tuple[int, ...]) -> list[tuple[Expr, int]]:
     """The expression of every part over its own channels: what is done to a concatenation is done to its parts."""
     cats = [x for x in leaves(e) if x.op == "cat"]
+    n, channels, *picture = shape
     if not cats:
         return [(e, channels)]
     found, first = [], 0
-    for inner, count in cats[0].source.parts:
-        found += _parts(_over(e, cats[0], inner, first, count, channels), count)
+    for i, (inner, count) in enumerate(cats[0].source.parts):
+        over = (n, count, *picture)
+        part = _contiguous(ctx, _over(e, cats[0], inner, first, count, channels), over)
+        if rows.why_not(part, over) is not None:  # together they are too much for a row program
+            value = ex.load(_value(ctx, inner, cats[0].source.node, i))
+            part = _contiguous(ctx, _over(e, cats[0], value, first, count, channels), over)
+        found += _parts(ctx, part, over)
         first += count
     return found
 
@@ -214,10 +225,18 @@ def _fitting(ctx: Lowering, e: Expr, shape: tuple[int, ...]) -> Expr:
     found = leaves(e)
     for x in found[1:]:
         e = ex.substitute(e, x, ex.load(force(ctx, x)))
+    return _contiguous(ctx, e, shape)
+
+
+def _contiguous(ctx: Lowering, e: Expr, shape: Sequence[int]) -> Expr:
+    """The expression with operands copied whose positions are not one run, because of strides or of broadcasting."""
 
     def dense(x: Expr) -> Expr | None:
-        strided = x.value is not None and rows.operand_of(x.value, shape) is None
-        return replace(x, value=ctx.dense(x.value)) if strided else None
+        if x.value is None or rows.operand_of(x.value, shape) is not None:
+            return None
+        v = x.value
+        spread = Value(v.buffer, v.dtype, tuple(shape), ex.broadcast_strides(v, shape), v.offset)
+        return replace(x, value=ctx.dense(spread))
 
     return ex.rewrite(e, dense)
 

@@ -72,15 +72,18 @@ def operand(ctx: Lowering, node: fx.Node, arg: Any, integer: bool = False) -> Ex
 
 def finish(ctx: Lowering, node: fx.Node, e: Expr) -> None:
     """Bind the node to its expression: lazily when the only reader can take it in, else computed now."""
+    if ctx.following is node:  # whoever asked decides what to do with it
+        ctx.followed = e
+        return
     lazy = [(a, ctx.env[a]) for a in node.all_input_nodes if isinstance(ctx.env.get(a), Expr)]
     held = [(a, x) for a, x in lazy if rows.sums_of(x)]
     while held and (len(rows.sums_of(e)) > 1 or rows.why_not(e, shape_of(node)) is not None):
         arg, inner = held.pop(0)  # its convolution is computed by itself
         lazy.remove((arg, inner))
         e = ex.substitute(e, inner, ex.load(ctx.value(arg), e.integer))
-    if ctx.following is node:
-        ctx.followed = e
-        return
+    while lazy and parts_c4.leaves(e) and rows.why_not(e, shape_of(node)) is not None:
+        arg, inner = lazy.pop()  # parts can hold no more than a row program
+        e = ex.substitute(e, inner, ex.load(ctx.value(arg), e.integer))
     while not rows.sums_of(e) and ex.linearize(e) is None and lazy:  # too much for one program: operands by themselves
         arg, inner = lazy.pop()
         e = ex.substitute(e, inner, ex.load(ctx.value(arg), e.integer))
