@@ -19,6 +19,9 @@ from torch import Tensor
 from benchmarks.machine import Record
 from benchmarks.peers import FLOAT, REDUCED, Peers
 from vqc import metrics, video
+from vqc.backends.c.build import find_compiler
+from vqc.backends.c.compare import slower_than_float
+from vqc.layers import by_kernel
 from vqc.program import Program
 from vqc.report.network import Network, network
 from vqc.report.session import Engine, Playback, eager_engine, judge, play, program_engine, recipe_program, use_threads
@@ -115,10 +118,19 @@ def _with_threads(case: Case, net: Network, clip: Tensor, programs: dict[str, Pr
                   "metrics": {k: round(v, 6) if math.isfinite(v) else None for k, v in found.items()}}  # fmt: skip
         if report is not None:
             record |= {"arena_bytes": report.arena_bytes, "live_bytes": report.live_bytes}
+            record |= _profiled(r.engine, net, clip) if threads == 1 else {}
         records.append(record)
         print(f"{case.model} threads {threads} {r.engine.name}: {ms:.1f} ms "
               + " ".join(f"{k} {v:.4g}" for k, v in found.items()), flush=True)  # fmt: skip
     return against_best(records)
+
+
+def _profiled(engine: Engine, net: Network, clip: Tensor) -> Record:
+    """Where the time of a compiled engine goes, and its integer layers that float would do faster."""
+    assert engine.executable is not None and engine.program is not None
+    report = engine.executable.profile(net.steps(clip[: 2 + net.reach]), rounds=4)
+    slower = slower_than_float(engine.program, report.layers, report.target, find_compiler())
+    return {"peaks": report.peaks, "kernels": by_kernel(report.layers), "slower_than_float": [str(s) for s in slower]}
 
 
 def against_best(records: list[Record]) -> list[Record]:

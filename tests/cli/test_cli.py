@@ -149,7 +149,9 @@ def test_bench_shows_kernels_or_every_call(place: Path) -> None:
     assert "vqc_conv_f32" in said and "of what is alive at once" in said and "ms a step" in said
     assert "aten.conv2d" not in said
     said = vqc("bench", f"{place}/nets.py:matting", "--frames", "2", "--layers", "--clip", place / "a.mp4",
-               "--recipe", "int8", "--calibration", place / "b.mp4", "--calibration-frames", "4")  # fmt: skip
-    assert "quantized_decomposed.quantize_per_" in said and "share" in said
+               "--recipe", "int8", "--calibration", place / "b.mp4", "--calibration-frames", "4",
+               "--compare-float", "--tune")  # fmt: skip
+    assert "vqc.qconv2d" in said and "share" in said
+    assert "in float: keep it in float with quantize{keep=[" in said or "no integer layer is slower" in said
     said = vqc("bench", f"{place}/nets.py:matting", "--frames", "2", "--target", "reference")
     assert "ms a step" in said and "every kernel" not in said

@@ -135,11 +135,13 @@ def bench(model: Model, recipe: Recipe = "float", calibration: Calibration = Non
           calibration_frames: CalibrationFrames = 8, threads: Threads = 1,
           layers: Annotated[bool, typer.Option("--layers", help="A row for every call, not every kernel.")] = False,
           tune: Annotated[bool, typer.Option("--tune", help="Time the variants of each kernel first.")] = False,
+          compare_float: Annotated[bool, typer.Option("--compare-float", help="Name integer layers that do not pay.")
+                                   ] = False,
           ) -> None:  # fmt: skip
     """Time a compiled network: ms a step, and what each layer's kernel takes of it."""
     job = Job(model, clip or "", recipe, target, calibration, size, frames, 0, calibration_frames, threads)
     with Reporter() as report:
-        executable, row = run_bench(job, report, tune=tune)
+        executable, row = run_bench(job, report, tune=tune, compare=compare_float)
     if executable.report.layers:
         show_layers(layer_rows(executable, each=layers), "every call" if layers else "every kernel")
     out().print(str(executable.report), markup=False)

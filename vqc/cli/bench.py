@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import vqc
+from vqc.backends.c.build import find_compiler
+from vqc.backends.c.compare import slower_than_float
 from vqc.cli.show import Reporter
 from vqc.cli.work import Job, parse_size
 from vqc.executable import Executable
@@ -20,10 +22,13 @@ from vqc.report.session import use_threads
 Rows = list[dict[str, str]]
 
 
-def bench(job: Job, report: Reporter, *, tune: bool = False) -> tuple[Executable, dict[str, str]]:
+def bench(job: Job, report: Reporter, *, tune: bool = False, compare: bool = False
+          ) -> tuple[Executable, dict[str, str]]:  # fmt: skip
     """Compile a job's network and time its steps; the report of a C executable then holds every layer measured.
 
-    Steps are those of the job's clip, or the network's example when the clip is "". Raises what `vqc.compile` raises.
+    `tune`: the fastest variants of kernels are chosen. `compare`: every integer convolution is timed beside its float
+    kernel, and those that do not pay are in the report's notes. Steps are those of the job's clip, or the network's
+    example when the clip is "". Raises what `vqc.compile` raises.
     """
     job.check()
     net = network(job.model, parse_size(job.size))
@@ -47,6 +52,9 @@ def bench(job: Job, report: Reporter, *, tune: bool = False) -> tuple[Executable
         times.append((time.perf_counter() - began) * 1e3)
     if executable.report.layers:
         executable.report = executable.profile(steps)
+        if compare:
+            slower = slower_than_float(program, executable.report.layers, job.target, find_compiler(), job.threads)
+            executable.report.notes += [str(s) for s in slower] or ["no integer layer is slower than in float"]
     row = {"network": net.name, "ms a step": f"{statistics.median(times[1:]):.2f}", "least": f"{min(times[1:]):.2f}",
            "steps": str(len(steps)), "threads": str(job.threads), "compiled in s": f"{compiled:.1f}"}  # fmt: skip
     return executable, row

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 import vqc
 from vqc import metrics
-from vqc.executable import CompileReport
+from vqc.executable import CompileReport, Executable
 from vqc.program import Program
 from vqc.report.network import Network
 
@@ -35,6 +35,7 @@ class Engine:
     weight_bytes: int
     program: Program | None = None
     report: CompileReport | None = None
+    executable: Executable | None = None
 
 
 @dataclass
@@ -104,7 +105,7 @@ def program_engine(program: Program, name: str, target: str, **options: Any) -> 
         return pytree.tree_leaves(stream(*inputs))
 
     size = executable.report.weight_bytes or constant_bytes(program)
-    return Engine(name, step, stream.reset, size, program, executable.report)
+    return Engine(name, step, stream.reset, size, program, executable.report, executable)
 
 
 def as_list(clips: Clips) -> list[Tensor]:
