@@ -74,7 +74,11 @@ static BC_INLINE uint8x16_t bc_tile_tops(const uint32_t *x, const int32_t *off, 
                                          const uint16x8x2_t start[BC_BLOCK]) {
     uint16x8x2_t acc[BC_BLOCK];
     uint8x16_t bits = vdupq_n_u8(0);
-    BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) acc[j] = start[j];
+    __asm__("" : "+r"(start) : "m"(*(const uint16x8x2_t(*)[BC_BLOCK])start)); /* in memory: kept in registers, they would push out the sums */
+    BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) {
+        acc[j].val[0] = vld1q_u16((const uint16_t *)&start[j]);
+        acc[j].val[1] = vld1q_u16((const uint16_t *)&start[j] + 8);
+    }
     bc_tile(x, off, steps, w, acc);
     BC_UNROLL for (int j = 0; j < BC_BLOCK; j++)
         bits = vsriq_n_u8(vuzp2q_u8(vreinterpretq_u8_u16(acc[j].val[0]), vreinterpretq_u8_u16(acc[j].val[1])), bits, 1);

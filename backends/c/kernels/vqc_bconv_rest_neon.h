@@ -1,7 +1,6 @@
 /* What follows the counts of a binary convolution on Arm: 8 channels at chunks of 16 positions. */
 #define BC_UNROLL _Pragma("GCC unroll 16")
 #define BC_MOST_STEPS 511 /* base - 2 * count stays within 16 bits */
-#define BC_NEVER 0xffffu
 
 /* A chunk: up to 16 positions of an output row. */
 typedef struct bc_place {
@@ -42,26 +41,25 @@ static inline void bc_runs(bc_place *places, ptrdiff_t count) {
     }
 }
 
-/* The count from which on acc < threshold for a channel whose base is that entry: acc = base - 2 * count. */
-static inline uint16_t bc_least(const bc_job *j, ptrdiff_t o, ptrdiff_t kind) {
+/* Where a 16-bit counter starts so that it reaches 2^15 exactly when acc < threshold: acc = base - 2 * count, for a channel
+ * whose base is that entry. Channels that do not exist never reach it. */
+static inline uint16_t bc_start(const bc_job *j, ptrdiff_t o, ptrdiff_t kind) {
     const vqc_bconv_params *p = j->p;
-    if (o >= p->o) return BC_NEVER;
+    if (o >= p->o) return 0;
     const int64_t twice = (int64_t)j->base[o * p->row_classes * p->column_classes + kind] - j->threshold[o];
-    const int64_t least = (twice >> 1) + 1; /* >> rounds down, as it must */
-    return (uint16_t)(least < 0 ? 0 : least > BC_NEVER ? BC_NEVER : least);
+    const int64_t start = 0x8000 - ((twice >> 1) + 1); /* >> rounds down, as it must */
+    return (uint16_t)(start < 0 ? 0 : start > 0x8000 ? 0x8000 : start);
 }
 
-/* Where counters of a chunk start so that they reach 2^bits at their channel's least[kind]. */
-static inline uint16x8x2_t bc_starts(const uint16_t *least, const bc_place *place, int bits) {
-    const uint16x8_t most = vdupq_n_u16((uint16_t)(1 << bits));
-    uint16x8x2_t all = {{vdupq_n_u16(least[place->kind[0]]), vdupq_n_u16(least[place->kind[0]])}};
+/* The same for the columns of a chunk, from a channel's table of bc_start. */
+static BC_INLINE uint16x8x2_t bc_starts(const uint16_t *start, const bc_place *place) {
+    const uint16x8_t first = vld1q_dup_u16(start + place->kind[0]);
+    uint16x8x2_t all = {{first, first}};
     for (int32_t i = 1; i < place->count; i++) {
-        const uint16x8_t other = vdupq_n_u16(least[place->kind[i]]);
+        const uint16x8_t other = vld1q_dup_u16(start + place->kind[i]);
         all.val[0] = vbslq_u16(place->lo[i], other, all.val[0]);
         all.val[1] = vbslq_u16(place->hi[i], other, all.val[1]);
     }
-    all.val[0] = vqsubq_u16(most, all.val[0]);
-    all.val[1] = vqsubq_u16(most, all.val[1]);
     return all;
 }
 
@@ -81,26 +79,25 @@ typedef struct bc_channel {
 } bc_channel;
 
 /* One channel at one chunk; acc = base - 2 * count. Returns v < tau. */
-static BC_INLINE uint8x16_t bc_float16(int act, int add, int16x8_t lo, int16x8_t hi, const uint16_t *t,
-                                       const bc_channel *c, const float *residual, float *y) {
-    float32x4_t v[4];
+static BC_INLINE uint8x16_t bc_float16(int act, int add, const uint32x4_t base[4], const uint16_t *t, const bc_channel *c,
+                                       const float *residual, float *y) {
+    float32x4_t v[4], from[4];
     uint16x8_t below[4];
-    lo = vsubq_s16(lo, vreinterpretq_s16_u16(vshlq_n_u16(vld1q_u16(t), 1)));
-    hi = vsubq_s16(hi, vreinterpretq_s16_u16(vshlq_n_u16(vld1q_u16(t + 8), 1)));
-    v[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo)));
-    v[1] = vcvtq_f32_s32(vmovl_high_s16(lo));
-    v[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi)));
-    v[3] = vcvtq_f32_s32(vmovl_high_s16(hi));
+    const uint16x8_t lo = vshlq_n_u16(vld1q_u16(t), 1), hi = vshlq_n_u16(vld1q_u16(t + 8), 1);
+    v[0] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_u16(base[0], vget_low_u16(lo))));
+    v[1] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_high_u16(base[1], lo)));
+    v[2] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_u16(base[2], vget_low_u16(hi))));
+    v[3] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_high_u16(base[3], hi)));
+    BC_UNROLL for (int i = 0; i < 4; i++) from[i] = add ? vld1q_f32(residual + 4 * i) : vdupq_n_f32(0.0f);
     BC_UNROLL for (int i = 0; i < 4; i++) {
         v[i] = vaddq_f32(vmulq_n_f32(v[i], c->scale), vdupq_n_f32(c->bias));
-        if (add) v[i] = vaddq_f32(v[i], vld1q_f32(residual + 4 * i));
-        if (act == VQC_BACT_PRELU)
-            v[i] = vbslq_f32(vcgtzq_f32(v[i]), v[i], vmulq_n_f32(v[i], c->slope));
+        if (add) v[i] = vaddq_f32(v[i], from[i]);
+        if (act == VQC_BACT_PRELU) v[i] = vbslq_f32(vcgtzq_f32(v[i]), v[i], vmulq_n_f32(v[i], c->slope));
         if (act == VQC_BACT_RELU)
             v[i] = vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v[i]), vcltzq_f32(v[i])));
-        vst1q_f32(y + 4 * i, v[i]);
         below[i] = vreinterpretq_u16_u32(vcltq_f32(v[i], vdupq_n_f32(c->tau)));
     }
+    BC_UNROLL for (int i = 0; i < 4; i++) vst1q_f32(y + 4 * i, v[i]);
     return vuzp1q_u8(vreinterpretq_u8_u16(vuzp1q_u16(below[0], below[1])),
                      vreinterpretq_u8_u16(vuzp1q_u16(below[2], below[3])));
 }
@@ -113,38 +110,53 @@ static BC_INLINE void bc_float_as(const bc_job *j, int act, int add, int keep, p
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
     const ptrdiff_t step = (ptrdiff_t)p->row_classes * p->column_classes;
-    float from[16], to[16];
+    const ptrdiff_t first = (image * p->o + o) * plane, taus = p->taus > 1;
+    const float *tau = j->tau != NULL ? j->tau + o * taus : NULL;
+    bc_channel c = {j->base + o * step, add ? j->residual + first : NULL, keep ? j->y + first : NULL, 0, -0.0f, 0, 0};
+    float from[16] = {0}, to[16];
     for (ptrdiff_t v = 0; v < count; v++) bits[v] = vdupq_n_u8(0);
-    for (ptrdiff_t o1 = o; o1 < o + channels; o1++, t += pitch) {
-        const ptrdiff_t first = (image * p->o + o1) * plane;
-        const bc_channel c = {
-            j->base + o1 * step, add ? j->residual + first : NULL, keep ? j->y + first : NULL, j->scale[o1],
-            j->bias != NULL ? j->bias[o1] : -0.0f, /* x + -0 is x, for every x */
-            act == VQC_BACT_PRELU ? j->slope[o1] : 0.0f, j->tau != NULL ? j->tau[p->taus > 1 ? o1 : 0] : 0.0f,
-        };
+    for (ptrdiff_t i = o; i < o + channels; i++, t += pitch) {
+        c.scale = j->scale[i];
+        if (j->bias != NULL) c.bias = j->bias[i]; /* else -0: x + -0 is x, for every x */
+        if (act == VQC_BACT_PRELU) c.slope = j->slope[i];
+        if (tau != NULL) c.tau = *tau, tau += taus;
         for (ptrdiff_t v = 0; v < count;) {
             const bc_place *place = &places[v];
-            int16x8_t lo = vdupq_n_s16((int16_t)c.base[place->kind[0]]), hi = lo;
+            const int32_t kind = c.base[place->kind[0]];
+            const uint32x4_t same = vreinterpretq_u32_s32(vdupq_n_s32(kind));
+            uint32x4_t base[4] = {same, same, same, same};
+            const float *r = add ? c.residual + place->at : NULL;
+            float *y = keep ? c.y + place->at : to;
             if (place->run > 0) {
-                const float *r = add ? c.residual + place->at : NULL;
-                float *y = keep ? c.y + place->at : to;
                 for (const ptrdiff_t end = v + place->run; v < end; v++, r += add ? 16 : 0, y += keep ? 16 : 0)
-                    bits[v] = vsriq_n_u8(bc_float16(act, add, lo, lo, t + 16 * v, &c, r, y), bits[v], 1);
+                    bits[v] = vsriq_n_u8(bc_float16(act, add, base, t + 16 * v, &c, r, y), bits[v], 1);
                 continue;
             }
-            for (int32_t i = 1; i < place->count; i++) {
-                const int16x8_t other = vdupq_n_s16((int16_t)c.base[place->kind[i]]);
-                lo = vbslq_s16(place->lo[i], other, lo);
-                hi = vbslq_s16(place->hi[i], other, hi);
+            if (place->count > 1) {
+                int16x8_t lo = vdupq_n_s16((int16_t)kind), hi = lo;
+                for (int32_t e = 1; e < place->count; e++) {
+                    const int16x8_t other = vdupq_n_s16((int16_t)c.base[place->kind[e]]);
+                    lo = vbslq_s16(place->lo[e], other, lo);
+                    hi = vbslq_s16(place->hi[e], other, hi);
+                }
+                base[0] = vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(lo)));
+                base[1] = vreinterpretq_u32_s32(vmovl_high_s16(lo));
+                base[2] = vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(hi)));
+                base[3] = vreinterpretq_u32_s32(vmovl_high_s16(hi));
             }
-            const size_t size = (size_t)place->n * sizeof *to;
-            const float *r = add ? c.residual + place->at : NULL;
-            if (add && place->n < 16) r = (const float *)memcpy(from, r, size);
-            float *y = keep && place->n == 16 ? c.y + place->at : to;
-            bits[v] = vsriq_n_u8(bc_float16(act, add, lo, hi, t + 16 * v, &c, r, y), bits[v], 1);
-            if (keep && y == to) memcpy(c.y + place->at, to, size);
+            if (place->n < 16) {
+                const size_t size = (size_t)place->n * sizeof *to;
+                if (add) r = (const float *)memcpy(from, r, size);
+                bits[v] = vsriq_n_u8(bc_float16(act, add, base, t + 16 * v, &c, r, to), bits[v], 1);
+                if (keep) memcpy(y, to, size);
+            } else {
+                bits[v] = vsriq_n_u8(bc_float16(act, add, base, t + 16 * v, &c, r, y), bits[v], 1);
+            }
             v++;
         }
+        c.base += step;
+        if (add) c.residual += plane;
+        if (keep) c.y += plane;
     }
     for (ptrdiff_t v = 0; v < count; v++) bits[v] = vshlq_u8(bits[v], vdupq_n_s8((int8_t)(channels - BC_BLOCK)));
 }

@@ -109,10 +109,21 @@ static void bc_picks(uint64_t w, uint32_t *to) {
     const uint64_t third = (q & twos) | (q >> 6 & twos) << 1 | (q >> 12 & twos) << 2;
     const uint64_t r = third ^ third >> 1 ^ third >> 2;
     const uint64_t last = (r & 1) | (r >> 3 & 1) << 1 | (q >> 18 & 1) << 2;
-    for (uint32_t f = 0; f < 21; f++) to[f] = 128 * f + 16 * (uint32_t)(w >> 3 * f & 7);
-    for (uint32_t f = 0; f < 7; f++) to[21 + f] = 128 * (21 + f) + 16 * (uint32_t)(second >> 3 * f & 7);
-    for (uint32_t f = 0; f < 2; f++) to[28 + f] = 128 * (28 + f) + 16 * (uint32_t)(third >> 3 * f & 7);
-    to[30] = 128 * 30 + 16 * (uint32_t)last;
+    const uint32x4_t each = {0, 128, 256, 384}, signs = vdupq_n_u32(112);
+    const int32x4_t near = {4, 1, -2, -5}, far = {-8, -11, -14, -17};
+    const uint64_t above = w >> 60 & 7, joined = above | second << 3 | third << 24 | last << 30;
+#define BC_FOUR(f, bits, by)                                                                                          \
+    vst1q_u32(to + (f), vaddq_u32(vandq_u32(vshlq_u32(vdupq_n_u32((uint32_t)(bits)), by), signs),                      \
+                                  vaddq_u32(each, vdupq_n_u32(128 * (f)))))
+    BC_FOUR(0, w, near);
+    BC_FOUR(4, w, far);
+    BC_FOUR(8, w >> 24, near);
+    BC_FOUR(12, w >> 36, near);
+    BC_FOUR(16, w >> 36, far);
+    BC_FOUR(20, joined, near);
+    BC_FOUR(24, joined, far);
+    BC_FOUR(28, joined >> 24, near);
+#undef BC_FOUR
     to[31] = 16 * (248 + (uint32_t)((last ^ last >> 1 ^ last >> 2) & 1));
     to[32] = 16 * (250 + (uint32_t)(w >> 63));
     to[33] = 0;

@@ -11,7 +11,7 @@ typedef struct bc_plan {
     int32_t *off, *column;
     BC_E *e;              /* the unpacked band */
     unsigned char *words; /* [channels / 8][steps]: weights as bc_tile reads them */
-    uint16_t *least;      /* [channels][kinds]: see bc_least */
+    uint16_t *start;      /* [channels][kinds]: see bc_start */
     uint32_t *picks;      /* [channels][blocks][BC_PICKS] */
     uint8x16_t *tables;   /* [pass][BC_TABLE] */
     uint8x16_t *counters; /* [channels][BC_MANY]: between passes */
@@ -57,7 +57,7 @@ static ptrdiff_t bc_plan_of(const bc_job *j, const bc_shape *s, int index, unsig
     c->e = (BC_E *)(void *)(scratch + s->input);
     unsigned char *at = scratch + s->input + bc_up(s->words * s->in_rows * s->line * 4, 64);
     const ptrdiff_t kept = c->channels * BC_MANY * 16, decides = j->threshold != NULL;
-    c->least = (uint16_t *)bc_take(&at, decides ? c->channels * c->kinds * 2 : 0);
+    c->start = (uint16_t *)bc_take(&at, decides ? c->channels * c->kinds * 2 : 0);
     c->words = (unsigned char *)bc_take(&at, c->sliced < c->chunks ? BC_PREPARED(c->channels / BC_BLOCK * c->steps) : 0);
     if (c->sliced > 0) {
         c->tables = (uint8x16_t *)bc_take(&at, c->pass * BC_TABLE * 16);
@@ -95,7 +95,8 @@ static void bc_words(const bc_job *j, const bc_plan *c, ptrdiff_t o, const bc_pl
 /* ---- by eor and cnt ------------------------------------------------------------------------------------------------- */
 
 static int bc_same_place(const bc_place *a, const bc_place *b) {
-    return a->n == b->n && a->count == b->count && memcmp(a->kind, b->kind, (size_t)a->count * sizeof *a->kind) == 0;
+    if (a->kind[0] != b->kind[0] || a->count != b->count || a->n != b->n) return 0;
+    return a->count == 1 || memcmp(a->kind, b->kind, (size_t)a->count * sizeof *a->kind) == 0;
 }
 
 /* Thresholds of 8 channels from o on at `count` chunks. */
@@ -104,7 +105,7 @@ static void bc_plain_decide(const bc_plan *c, const uint32_t *const *chunk, cons
     uint16x8x2_t start[BC_BLOCK];
     for (ptrdiff_t v = 0; v < count; v++) {
         if (v == 0 || !bc_same_place(&places[v - 1], &places[v]))
-            for (ptrdiff_t i = 0; i < BC_BLOCK; i++) start[i] = bc_starts(c->least + (o + i) * c->kinds, &places[v], 15);
+            for (ptrdiff_t i = 0; i < BC_BLOCK; i++) start[i] = bc_starts(c->start + (o + i) * c->kinds, &places[v]);
         bits[v] = veorq_u8(bc_tile_tops(chunk[v], c->off, c->steps, c->words + BC_PREPARED(o / BC_BLOCK * c->steps), start),
                            flips);
     }
@@ -146,12 +147,15 @@ static int bc_same_places(const bc_place *a, const bc_place *b, ptrdiff_t count)
 
 /* Counters that reach 2^(planes - 1) exactly when acc < threshold, for the places of a tile. */
 static void bc_sliced_starts(const bc_plan *c, const bc_place *places, ptrdiff_t count) {
+    const uint16x8_t more = vdupq_n_u16((uint16_t)(0x8000 - (1 << (c->planes - 1)))); /* than these counters reach */
     for (ptrdiff_t o = 0; o < c->channels; o++) {
         uint8x16_t low[BC_CHUNKS], high[BC_CHUNKS];
         for (ptrdiff_t v = 0; v < BC_CHUNKS; v++) {
-            const uint16x8x2_t all = bc_starts(c->least + o * c->kinds, &places[v < count ? v : 0], c->planes - 1);
-            low[v] = vuzp1q_u8(vreinterpretq_u8_u16(all.val[0]), vreinterpretq_u8_u16(all.val[1]));
-            high[v] = vuzp2q_u8(vreinterpretq_u8_u16(all.val[0]), vreinterpretq_u8_u16(all.val[1]));
+            const uint16x8x2_t all = bc_starts(c->start + o * c->kinds, &places[v < count ? v : 0]);
+            const uint8x16_t a = vreinterpretq_u8_u16(vqsubq_u16(all.val[0], more));
+            const uint8x16_t b = vreinterpretq_u8_u16(vqsubq_u16(all.val[1], more));
+            low[v] = vuzp1q_u8(a, b);
+            high[v] = vuzp2q_u8(a, b);
         }
         bc_bits8(low);
         bc_bits8(high);
@@ -234,7 +238,7 @@ static int bc_own_task(const bc_job *j, int index, int worker) {
     bc_tables(j, &s, c.off, c.column, c.column + s.columns);
     bc_unpack(j, &s, c.image, c.top, c.e);
     for (ptrdiff_t o = 0; j->threshold != NULL && o < c.channels; o++)
-        for (ptrdiff_t k = 0; k < c.kinds; k++) c.least[o * c.kinds + k] = bc_least(j, o, k);
+        for (ptrdiff_t k = 0; k < c.kinds; k++) c.start[o * c.kinds + k] = bc_start(j, o, k);
     if (c.sliced > 0) bc_sliced_chunks(j, &s, &c);
     bc_plain_chunks(j, &s, &c, c.sliced);
     return 1;
