@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from vqc import video
+from vqc.backends import TARGETS
 from vqc.cli import app
 from vqc.errors import PipelineError
 
@@ -99,7 +101,18 @@ def test_lists(place: Path) -> None:
     assert "int8" in vqc("recipes") and "fold-bn,canonicalize" in vqc("recipes")
     names = [line.split(":")[0] for line in vqc("passes").splitlines()]
     assert {"observe", "quantize", "lower-integer"} <= set(names)
-    assert "reference:" in vqc("targets") and "native:" in vqc("targets")
+    assert vqc("targets") == vqc("export", "--target", "list") == vqc("run", "--target", "list")
+    for target in TARGETS:
+        assert target in vqc("targets")
+
+
+def test_export_writes_a_folder_that_tests_itself(place: Path, tmp_path: Path) -> None:
+    said = vqc("export", f"{place}/nets.py:matting", "--recipe", "int8", "--calibration", place / "b.mp4",
+               "--calibration-frames", "4", "--target", "portable", "--build", "-o", tmp_path / "out")  # fmt: skip
+    assert "unknown: ask who gave you the weights" in (tmp_path / "out" / "README.txt").read_text()
+    program = tmp_path / "out" / "build" / "portable" / "matting_test"
+    assert str(program) in said and f"{tmp_path}/out/README.txt says" in said
+    assert subprocess.run([program, tmp_path / "out"], capture_output=True, text=True).stdout.endswith("matting: ok\n")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +120,8 @@ def test_lists(place: Path) -> None:
     [
         (["run", "{m}", "{p}/none.mp4"], ["the clip cannot be read", "none.mp4", "way out:"]),
         (["run", "{m}", "{p}/nets.py"], ["the clip cannot be read", "nets.py"]),
+        (["export", "{m}", "--target", "vax"], ["there is no target called 'vax'", "aarch64-linux", "x86-64-v3"]),
+        (["export", "{m}", "--target", "aarch64-linux", "--build", "--variant", "sve"], ["neon, dotprod, i8mm"]),
         (["run", "{m}", "{a}", "--recipe", "int9000"], ["no pass called 'int9000'", "way out:"]),
         (["run", "{m}", "{a}", "--recipe", "int8"], ["needs a calibration clip", "--calibration"]),
         (["run", "{m}", "{a}", "--target", "toaster"], ["no target called 'toaster'", "portable"]),

@@ -10,10 +10,10 @@ from typer.core import TyperGroup
 
 import vqc
 from vqc import video
-from vqc.backends import TARGETS
 from vqc.cli.bench import bench as run_bench
 from vqc.cli.bench import layer_rows
 from vqc.cli.demo import run_demo
+from vqc.cli.export import listed, run_export, target_rows
 from vqc.cli.show import Reporter, out, show_error, show_layers, table
 from vqc.cli.work import Job, clip_path, parse_size, save
 from vqc.errors import VqcError
@@ -51,7 +51,7 @@ Model = Annotated[str, typer.Argument(help="rvm, rife, srvgg, package.module:fac
 Clip = Annotated[str, typer.Argument(help="A video file, or a known clip: " + ", ".join(video.CLIPS) + ".")]
 Recipe = Annotated[str, typer.Option(help="A recipe's name or a pipeline's text.")]
 Calibration = Annotated[str | None, typer.Option(help="The clip that ranges are taken from.")]
-Target = Annotated[str, typer.Option(help="Where it runs; see `vqc targets`.")]
+Target = Annotated[str, typer.Option(help="Where it runs; `list` shows all.", callback=listed, is_eager=True)]
 Size = Annotated[str | None, typer.Option(help="Frames are resized to this, HxW.")]
 Frames = Annotated[int, typer.Option(min=0, help="Frames to run; 0 means all.")]
 CalibrationFrames = Annotated[int, typer.Option(min=1, help="Frames of the calibration clip.")]
@@ -207,8 +207,19 @@ def passes() -> None:
 @app.command()
 def targets() -> None:
     """The targets a program can be compiled for."""
-    for name, (module, _) in sorted(TARGETS.items()):
-        out().print(f"{name}: {module}", markup=False)
+    table(target_rows())
+
+
+@app.command()
+def export(model: Model, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
+           size: Size = None, calibration_frames: CalibrationFrames = 48,
+           threads: Annotated[int, typer.Option(min=1, max=256, help="Threads it has scratch memory for.")] = 1,
+           build: Annotated[bool, typer.Option("--build", help="Compile it too, with zig.")] = False,
+           variant: Annotated[str | None, typer.Option(help="With --build, on Arm: the instruction set.")] = None,
+           output: Output = Path("out/c")) -> None:  # fmt: skip
+    """Write a network as C for a target: sources, weights, a self-test, a camera loop, build files, a README."""
+    job = Job(model, "", recipe, target, calibration, size, calibration_frames=calibration_frames, threads=threads)
+    run_export(job, output, build, variant)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 import vqc
 from vqc import metrics
+from vqc.backends import C_TARGETS
 from vqc.executable import CompileReport, Executable
 from vqc.program import Program
 from vqc.report.network import Network
@@ -116,7 +117,7 @@ def as_list(clips: Clips) -> list[Tensor]:
 def use_threads(threads: int, target: str) -> dict[str, int]:
     """Let PyTorch compute with this many threads; the options that make a target do the same."""
     torch.set_num_threads(threads)
-    return {"threads": threads} if target in ("native", "portable") else {}
+    return {"threads": threads} if target in C_TARGETS else {}
 
 
 def constant_bytes(program: Program) -> int:
