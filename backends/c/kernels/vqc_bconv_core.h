@@ -70,20 +70,22 @@ static BC_INLINE void bc_store(float *to, vqc_vf v, ptrdiff_t some) {
 }
 
 /* The float epilogue of one channel: n sums, the first one at y[at]; marks the channel's bit. */
-static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t n, const int32_t *t,
+static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t n, int act, const int32_t *t,
                                 int32_t *word) {
-    const vqc_bconv_params *p = j->p;
-    const float scale = j->scale[o], bias = j->bias != NULL ? j->bias[o] : -0.0f; /* x + -0 is x, for every x */
-    const float slope = p->act == VQC_BACT_PRELU ? j->slope[o] : 0.0f;
-    const float tau = j->bits != NULL ? j->tau[p->taus > 1 ? o : 0] : 0.0f;
-    const vqc_vf zero = BC_ALL(0.0f);
+    const float *residual = j->residual != NULL ? j->residual + at : NULL;
+    float *y = j->y != NULL ? j->y + at : NULL;
+    const int sign = j->bits != NULL;
+    const float bias = j->bias != NULL ? j->bias[o] : -0.0f; /* x + -0 is x, for every x */
+    const vqc_vf scales = BC_ALL(j->scale[o]), biases = BC_ALL(bias), zero = BC_ALL(0.0f);
+    const vqc_vf slopes = BC_ALL(act == VQC_BACT_PRELU ? j->slope[o] : 0.0f);
+    const vqc_vf taus = BC_ALL(sign ? j->tau[j->p->taus > 1 ? o : 0] : 0.0f);
     for (ptrdiff_t i = 0; i < n; i += VQC_VL) {
-        vqc_vf v = BC_FLOAT(*(const vqc_vi_mem *)(const void *)(t + i)) * scale + bias;
-        if (j->residual != NULL) v += bc_load(j->residual + at + i, n - i);
-        if (p->act == VQC_BACT_PRELU) v = BC_SELECT(BC_LESS(zero, v), v, v * slope);
-        if (p->act == VQC_BACT_RELU) v = BC_SELECT(BC_LESS(v, zero), zero, v);
-        if (j->y != NULL) bc_store(j->y + at + i, v, n - i);
-        if (j->bits != NULL) *(vqc_vi_mem *)(void *)(word + i) |= BC_LESS(v, BC_ALL(tau)) & BC_BIT(o);
+        vqc_vf v = BC_FLOAT(*(const vqc_vi_mem *)(const void *)(t + i)) * scales + biases;
+        if (residual != NULL) v += bc_load(residual + i, n - i);
+        if (act == VQC_BACT_PRELU) v = BC_SELECT(BC_LESS(zero, v), v, v * slopes);
+        if (act == VQC_BACT_RELU) v = BC_SELECT(BC_LESS(v, zero), zero, v);
+        if (y != NULL) bc_store(y + i, v, n - i);
+        if (sign) *(vqc_vi_mem *)(void *)(word + i) |= BC_LESS(v, taus) & BC_BIT(o);
     }
 }
 
@@ -125,8 +127,12 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
     if (j->threshold != NULL) {
         bc_decide(j, o, channels, n, t, word);
     } else {
-        for (ptrdiff_t i = 0; i < channels; i++)
-            bc_finish(j, o + i, (image * p->o + o + i) * plane + at, n, t[i], word);
+        for (ptrdiff_t i = 0; i < channels; i++) {
+            const ptrdiff_t from = (image * p->o + o + i) * plane + at;
+            if (p->act == VQC_BACT_PRELU) bc_finish(j, o + i, from, n, VQC_BACT_PRELU, t[i], word);
+            else if (p->act == VQC_BACT_RELU) bc_finish(j, o + i, from, n, VQC_BACT_RELU, t[i], word);
+            else bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], word);
+        }
     }
     if (j->bits != NULL) {
         uint32_t *bits = j->bits + (image * ((p->o + 31) / 32) + o / 32) * plane + at;
@@ -142,6 +148,9 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
 static void bc_inside(const vqc_bconv_params *p, const bc_shape *s, ptrdiff_t row, const int32_t *taps, int32_t *known,
                       int32_t *inside) {
     int32_t rows = 0;
+#ifdef BC_COUNTS_PADDING /* nobody asks */
+    return;
+#endif
     for (ptrdiff_t ky = 0; ky < p->kh; ky++) {
         const ptrdiff_t y = row * p->sh - p->ph + ky * p->dh;
         rows += y >= 0 && y < p->h;

@@ -3,6 +3,7 @@
 #define BC_PLANES 1
 #define BC_LANES 16
 #define BC_PAD 0u
+#define BC_COUNTS_PADDING 1
 #define BC_PREPARED(steps) 0 /* bytes bc_prepare and bc_weights need */
 
 #include "vqc_bconv_band.h"

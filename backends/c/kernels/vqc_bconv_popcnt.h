@@ -8,6 +8,7 @@
 #define BC_PLANES 1
 #define BC_LANES 16
 #define BC_PAD 0u
+#define BC_COUNTS_PADDING 1
 #define BC_PREPARED(steps) 0
 
 #include "vqc_bconv_band.h"
