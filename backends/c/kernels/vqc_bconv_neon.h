@@ -57,27 +57,26 @@ static BC_INLINE void bc_tile(const uint32_t *x, const int32_t *off, ptrdiff_t s
     }
 }
 
-/* The same from zero, to t[channel * pitch + position]. */
-static BC_INLINE void bc_tile_counts(const uint32_t *x, const int32_t *off, ptrdiff_t steps, const uint8_t *w,
-                                     uint16_t *t, ptrdiff_t pitch) {
+/* The same from zero, twice the counts to t[channel * pitch + position]. */
+static BC_INLINE void bc_tile_twice(const uint32_t *x, const int32_t *off, ptrdiff_t steps, const uint8_t *w,
+                                    uint16_t *t, ptrdiff_t pitch) {
     uint16x8x2_t acc[BC_BLOCK];
     BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) acc[j].val[0] = acc[j].val[1] = vdupq_n_u16(0);
     bc_tile(x, off, steps, w, acc);
     BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) {
-        vst1q_u16(t + pitch * j, acc[j].val[0]);
-        vst1q_u16(t + pitch * j + 8, acc[j].val[1]);
+        vst1q_u16(t + pitch * j, vshlq_n_u16(acc[j].val[0], 1));
+        vst1q_u16(t + pitch * j + 8, vshlq_n_u16(acc[j].val[1], 1));
     }
 }
 
-/* The same from `start`: the sums' top bits, a byte of 8 channels at each position. */
+/* The same from start[channel * BC_TILE + position]: the sums' top bits, a byte of 8 channels at each position. */
 static BC_INLINE uint8x16_t bc_tile_tops(const uint32_t *x, const int32_t *off, ptrdiff_t steps, const uint8_t *w,
-                                         const uint16x8x2_t start[BC_BLOCK]) {
+                                         const uint16_t *start) {
     uint16x8x2_t acc[BC_BLOCK];
     uint8x16_t bits = vdupq_n_u8(0);
-    __asm__("" : "+r"(start) : "m"(*(const uint16x8x2_t(*)[BC_BLOCK])start)); /* in memory: kept in registers, they would push out the sums */
     BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) {
-        acc[j].val[0] = vld1q_u16((const uint16_t *)&start[j]);
-        acc[j].val[1] = vld1q_u16((const uint16_t *)&start[j] + 8);
+        acc[j].val[0] = vld1q_u16(start + BC_TILE * j);
+        acc[j].val[1] = vld1q_u16(start + BC_TILE * j + 8);
     }
     bc_tile(x, off, steps, w, acc);
     BC_UNROLL for (int j = 0; j < BC_BLOCK; j++)
@@ -93,9 +92,9 @@ static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t
         for (ptrdiff_t k = 0; k < b->steps; k += BC_MOST_STEPS) {
             const ptrdiff_t steps = b->steps - k < BC_MOST_STEPS ? b->steps - k : BC_MOST_STEPS;
             uint16_t part[BC_BLOCK * 16];
-            bc_tile_counts(b->x + col + i, b->off + k, steps, (const uint8_t *)b->w + 16 * BC_BLOCK * k, part, 16);
+            bc_tile_twice(b->x + col + i, b->off + k, steps, (const uint8_t *)b->w + 16 * BC_BLOCK * k, part, 16);
             for (int c = 0; c < BC_BLOCK; c++)
-                for (int e = 0; e < 16; e++) t[c][i + e] -= 2 * part[16 * c + e];
+                for (int e = 0; e < 16; e++) t[c][i + e] -= part[16 * c + e];
         }
     }
 }

@@ -1,16 +1,17 @@
 /* What follows the counts of a binary convolution on Arm: 8 channels at chunks of 16 positions. */
 #define BC_UNROLL _Pragma("GCC unroll 16")
 #define BC_MOST_STEPS 511 /* base - 2 * count stays within 16 bits */
+#define BC_CHUNKS 8       /* of 16 positions, worked on together */
+#define BC_TILE 128       /* their positions */
 
 /* A chunk: up to 16 positions of an output row. */
 typedef struct bc_place {
     ptrdiff_t at, n;           /* its first position in a plane of the output, and how many there are */
-    ptrdiff_t run;             /* how many chunks from here on are whole, side by side, and of one and the same kind; or 0 */
     int32_t count, kind[16];   /* the different entries of a channel's base that its columns take */
     uint16x8_t lo[16], hi[16]; /* where each entry but the first is taken */
 } bc_place;
 
-/* The chunk from column `col` of an output row on; column: the columns' classes. `run` is left to bc_runs. */
+/* The chunk from column `col` of an output row on; column: the columns' classes. */
 static inline void bc_place_of(const bc_job *j, const int32_t *column, ptrdiff_t row, ptrdiff_t col, bc_place *place) {
     const vqc_bconv_params *p = j->p;
     const int32_t above = j->classes[row] * p->column_classes;
@@ -33,14 +34,6 @@ static inline void bc_place_of(const bc_job *j, const int32_t *column, ptrdiff_t
     }
 }
 
-static inline void bc_runs(bc_place *places, ptrdiff_t count) {
-    for (ptrdiff_t v = count - 1; v >= 0; v--) {
-        bc_place *a = &places[v], *b = a + 1;
-        const int on = v + 1 < count && b->run > 0 && b->kind[0] == a->kind[0] && b->at == a->at + 16;
-        a->run = a->n < 16 || a->count > 1 ? 0 : on ? b->run + 1 : 1;
-    }
-}
-
 /* Where a 16-bit counter starts so that it reaches 2^15 exactly when acc < threshold: acc = base - 2 * count, for a channel
  * whose base is that entry. Channels that do not exist never reach it. */
 static inline uint16_t bc_start(const bc_job *j, ptrdiff_t o, ptrdiff_t kind) {
@@ -51,16 +44,17 @@ static inline uint16_t bc_start(const bc_job *j, ptrdiff_t o, ptrdiff_t kind) {
     return (uint16_t)(start < 0 ? 0 : start > 0x8000 ? 0x8000 : start);
 }
 
-/* The same for the columns of a chunk, from a channel's table of bc_start. */
-static BC_INLINE uint16x8x2_t bc_starts(const uint16_t *start, const bc_place *place) {
-    const uint16x8_t first = vld1q_dup_u16(start + place->kind[0]);
-    uint16x8x2_t all = {{first, first}};
+/* What one channel starts from at the columns of a chunk, to[16]: for a float result its base, for a binary one bc_start.
+ * all: one number for each kind. */
+static BC_INLINE void bc_start16(const uint16_t *all, const bc_place *place, uint16_t *to) {
+    uint16x8_t lo = vdupq_n_u16(all[place->kind[0]]), hi = lo;
     for (int32_t i = 1; i < place->count; i++) {
-        const uint16x8_t other = vld1q_dup_u16(start + place->kind[i]);
-        all.val[0] = vbslq_u16(place->lo[i], other, all.val[0]);
-        all.val[1] = vbslq_u16(place->hi[i], other, all.val[1]);
+        const uint16x8_t other = vdupq_n_u16(all[place->kind[i]]);
+        lo = vbslq_u16(place->lo[i], other, lo);
+        hi = vbslq_u16(place->hi[i], other, hi);
     }
-    return all;
+    vst1q_u16(to, lo);
+    vst1q_u16(to + 8, hi);
 }
 
 /* The flip of channels o to o + 7 as bits. */
@@ -70,24 +64,22 @@ static inline uint8_t bc_flips(const bc_job *j, ptrdiff_t o) {
     return (uint8_t)flips;
 }
 
-/* What the float epilogue needs of one channel. */
+/* Numbers of one channel. */
 typedef struct bc_channel {
-    const int32_t *base;
-    const float *residual;
-    float *y;
     float scale, bias, slope, tau;
 } bc_channel;
 
-/* One channel at one chunk; acc = base - 2 * count. Returns v < tau. */
-static BC_INLINE uint8x16_t bc_float16(int act, int add, const uint32x4_t base[4], const uint16_t *t, const bc_channel *c,
+/* One channel at one chunk; acc = base - twice, twice the count. Returns v < tau. */
+static BC_INLINE uint8x16_t bc_float16(int act, int add, const uint16_t *base, const uint16_t *twice, const bc_channel *c,
                                        const float *residual, float *y) {
     float32x4_t v[4], from[4];
     uint16x8_t below[4];
-    const uint16x8_t lo = vshlq_n_u16(vld1q_u16(t), 1), hi = vshlq_n_u16(vld1q_u16(t + 8), 1);
-    v[0] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_u16(base[0], vget_low_u16(lo))));
-    v[1] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_high_u16(base[1], lo)));
-    v[2] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_u16(base[2], vget_low_u16(hi))));
-    v[3] = vcvtq_f32_s32(vreinterpretq_s32_u32(vsubw_high_u16(base[3], hi)));
+    const int16x8_t lo = vreinterpretq_s16_u16(vsubq_u16(vld1q_u16(base), vld1q_u16(twice)));
+    const int16x8_t hi = vreinterpretq_s16_u16(vsubq_u16(vld1q_u16(base + 8), vld1q_u16(twice + 8)));
+    v[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo)));
+    v[1] = vcvtq_f32_s32(vmovl_high_s16(lo));
+    v[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi)));
+    v[3] = vcvtq_f32_s32(vmovl_high_s16(hi));
     BC_UNROLL for (int i = 0; i < 4; i++) from[i] = add ? vld1q_f32(residual + 4 * i) : vdupq_n_f32(0.0f);
     BC_UNROLL for (int i = 0; i < 4; i++) {
         v[i] = vaddq_f32(vmulq_n_f32(v[i], c->scale), vdupq_n_f32(c->bias));
@@ -102,66 +94,44 @@ static BC_INLINE uint8x16_t bc_float16(int act, int add, const uint32x4_t base[4
                      vreinterpretq_u8_u16(vuzp1q_u16(below[2], below[3])));
 }
 
-/* The float epilogue of channels o to o + 7 at `count` chunks; t[channel * pitch + 16 * chunk + i] are counts.
- * bits[chunk]: the byte of the next binary picture at each position. */
+/* The float epilogue of channels o to o + 7 at `count` chunks; base and twice: [8][BC_TILE]. bits[chunk]: the byte of the
+ * next binary picture at each position. */
 static BC_INLINE void bc_float_as(const bc_job *j, int act, int add, int keep, ptrdiff_t image, ptrdiff_t o,
-                                  const bc_place *places, ptrdiff_t count, const uint16_t *t, ptrdiff_t pitch,
+                                  const bc_place *places, ptrdiff_t count, const uint16_t *base, const uint16_t *twice,
                                   uint8x16_t *bits) {
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
-    const ptrdiff_t step = (ptrdiff_t)p->row_classes * p->column_classes;
     const ptrdiff_t first = (image * p->o + o) * plane, taus = p->taus > 1;
-    const float *tau = j->tau != NULL ? j->tau + o * taus : NULL;
-    bc_channel c = {j->base + o * step, add ? j->residual + first : NULL, keep ? j->y + first : NULL, 0, -0.0f, 0, 0};
-    float from[16] = {0}, to[16];
-    for (ptrdiff_t v = 0; v < count; v++) bits[v] = vdupq_n_u8(0);
-    for (ptrdiff_t i = o; i < o + channels; i++, t += pitch) {
+    const float *residual = add ? j->residual + first : NULL, *tau = j->tau != NULL ? j->tau + o * taus : NULL;
+    float *y = keep ? j->y + first : NULL, from[16] = {0}, to[16];
+    bc_channel c = {0, -0.0f, 0, 0}; /* x + -0 is x, for every x */
+    ptrdiff_t at[BC_CHUNKS], whole = 0; /* chunks before the first short one */
+    for (ptrdiff_t v = 0; v < count; v++) {
+        bits[v] = vdupq_n_u8(0);
+        at[v] = places[v].at;
+        if (whole == v && places[v].n == 16) whole++;
+    }
+    for (ptrdiff_t i = o; i < o + channels; i++, base += BC_TILE, twice += BC_TILE) {
         c.scale = j->scale[i];
-        if (j->bias != NULL) c.bias = j->bias[i]; /* else -0: x + -0 is x, for every x */
+        if (j->bias != NULL) c.bias = j->bias[i];
         if (act == VQC_BACT_PRELU) c.slope = j->slope[i];
         if (tau != NULL) c.tau = *tau, tau += taus;
-        for (ptrdiff_t v = 0; v < count;) {
-            const bc_place *place = &places[v];
-            const int32_t kind = c.base[place->kind[0]];
-            const uint32x4_t same = vreinterpretq_u32_s32(vdupq_n_s32(kind));
-            uint32x4_t base[4] = {same, same, same, same};
-            const float *r = add ? c.residual + place->at : NULL;
-            float *y = keep ? c.y + place->at : to;
-            if (place->run > 0) {
-                for (const ptrdiff_t end = v + place->run; v < end; v++, r += add ? 16 : 0, y += keep ? 16 : 0)
-                    bits[v] = vsriq_n_u8(bc_float16(act, add, base, t + 16 * v, &c, r, y), bits[v], 1);
-                continue;
-            }
-            if (place->count > 1) {
-                int16x8_t lo = vdupq_n_s16((int16_t)kind), hi = lo;
-                for (int32_t e = 1; e < place->count; e++) {
-                    const int16x8_t other = vdupq_n_s16((int16_t)c.base[place->kind[e]]);
-                    lo = vbslq_s16(place->lo[e], other, lo);
-                    hi = vbslq_s16(place->hi[e], other, hi);
-                }
-                base[0] = vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(lo)));
-                base[1] = vreinterpretq_u32_s32(vmovl_high_s16(lo));
-                base[2] = vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(hi)));
-                base[3] = vreinterpretq_u32_s32(vmovl_high_s16(hi));
-            }
-            if (place->n < 16) {
-                const size_t size = (size_t)place->n * sizeof *to;
-                if (add) r = (const float *)memcpy(from, r, size);
-                bits[v] = vsriq_n_u8(bc_float16(act, add, base, t + 16 * v, &c, r, to), bits[v], 1);
-                if (keep) memcpy(y, to, size);
-            } else {
-                bits[v] = vsriq_n_u8(bc_float16(act, add, base, t + 16 * v, &c, r, y), bits[v], 1);
-            }
-            v++;
+        for (ptrdiff_t v = 0; v < whole; v++)
+            bits[v] = vsriq_n_u8(bc_float16(act, add, base + 16 * v, twice + 16 * v, &c, add ? residual + at[v] : NULL,
+                                            keep ? y + at[v] : to), bits[v], 1);
+        for (ptrdiff_t v = whole; v < count; v++) {
+            const size_t size = (size_t)places[v].n * sizeof *to;
+            if (add) memcpy(from, residual + at[v], size);
+            bits[v] = vsriq_n_u8(bc_float16(act, add, base + 16 * v, twice + 16 * v, &c, from, to), bits[v], 1);
+            if (keep) memcpy(y + at[v], to, size);
         }
-        c.base += step;
-        if (add) c.residual += plane;
-        if (keep) c.y += plane;
+        if (add) residual += plane;
+        if (keep) y += plane;
     }
     for (ptrdiff_t v = 0; v < count; v++) bits[v] = vshlq_u8(bits[v], vdupq_n_s8((int8_t)(channels - BC_BLOCK)));
 }
 
-#define BC_FLOAT_AS(ACT, ADD, KEEP) bc_float_as(j, ACT, ADD, KEEP, image, o, places, count, t, pitch, bits)
+#define BC_FLOAT_AS(ACT, ADD, KEEP) bc_float_as(j, ACT, ADD, KEEP, image, o, places, count, base, twice, bits)
 #define BC_FLOAT_CASE(ACT)                                                                                            \
     case ACT:                                                                                                         \
         if (j->residual != NULL && j->y != NULL) BC_FLOAT_AS(ACT, 1, 1);                                              \
@@ -171,7 +141,7 @@ static BC_INLINE void bc_float_as(const bc_job *j, int act, int add, int keep, p
         break;
 
 static void bc_float(const bc_job *j, ptrdiff_t image, ptrdiff_t o, const bc_place *places, ptrdiff_t count,
-                     const uint16_t *t, ptrdiff_t pitch, uint8x16_t *bits) {
+                     const uint16_t *base, const uint16_t *twice, uint8x16_t *bits) {
     switch (j->p->act) {
         BC_FLOAT_CASE(VQC_BACT_PRELU)
         BC_FLOAT_CASE(VQC_BACT_RELU)

@@ -7,7 +7,6 @@
  * remain to be added for each channel, about half the vector instructions of eor, cnt and add. Positions are 8 chunks of
  * 16 columns; bit v of byte l of a plane is column l of chunk v. */
 
-#define BC_CHUNKS 8
 #define BC_TABLE 252     /* vectors: 31 adders x 8 carries, the parity and the last input both ways */
 #define BC_PICKS 34      /* uint32 offsets (in bytes) into a table for 64 weights, the last unused */
 #define BC_PASS 9        /* blocks of 64 inputs whose tables fit in a first-level cache together */
@@ -200,12 +199,12 @@ static BC_INLINE void bc_count(uint8x16_t *r, int planes, const uint8x16_t *tabl
     }
 }
 
-/* A counter to 128 counts. */
+/* A counter to twice its 128 counts. */
 static BC_INLINE void bc_read(const uint8x16_t *r, int planes, uint16_t *to) {
     uint8x16_t low[8], high[8];
     BC_UNROLL for (int i = 0; i < 8; i++) {
-        low[i] = r[i];
-        high[i] = i + 8 < planes ? r[i + 8] : vdupq_n_u8(0);
+        low[i] = i > 0 ? r[i - 1] : vdupq_n_u8(0);
+        high[i] = i + 7 < planes ? r[i + 7] : vdupq_n_u8(0);
     }
     bc_bits8(low);
     bc_bits8(high);
@@ -215,15 +214,15 @@ static BC_INLINE void bc_read(const uint8x16_t *r, int planes, uint16_t *to) {
     }
 }
 
-/* One channel: counters from `start` on (NULL: zero), over `blocks` tables, to `to`, or (counts not NULL) read. */
+/* One channel: counters from `start` on (NULL: zero), over `blocks` tables, to `to`, or (twice not NULL) read. */
 #define BC_COUNTERS(NAME, N)                                                                                          \
     static void NAME(const uint8x16_t *start, const uint8x16_t *tables, const uint32_t *pick, ptrdiff_t blocks,       \
-                     uint8x16_t *to, uint16_t *counts) {                                                              \
+                     uint8x16_t *to, uint16_t *twice) {                                                               \
         uint8x16_t r[N];                                                                                              \
         BC_UNROLL for (int i = 0; i < (N); i++) r[i] = start != NULL ? start[i] : vdupq_n_u8(0);                      \
         bc_count(r, N, tables, pick, blocks);                                                                         \
-        if (counts != NULL) {                                                                                         \
-            bc_read(r, N, counts);                                                                                    \
+        if (twice != NULL) {                                                                                         \
+            bc_read(r, N, twice);                                                                                     \
         } else {                                                                                                      \
             BC_UNROLL for (int i = 0; i < (N); i++) to[i] = r[i];                                                     \
         }                                                                                                             \

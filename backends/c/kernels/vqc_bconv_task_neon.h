@@ -11,11 +11,12 @@ typedef struct bc_plan {
     int32_t *off, *column;
     BC_E *e;              /* the unpacked band */
     unsigned char *words; /* [channels / 8][steps]: weights as bc_tile reads them */
-    uint16_t *start;      /* [channels][kinds]: see bc_start */
+    uint16_t *each;       /* [channels][kinds]: base, or bc_start for a threshold */
+    uint16_t *start;      /* [channels][BC_TILE]: the same for a tile's positions */
     uint32_t *picks;      /* [channels][blocks][BC_PICKS] */
     uint8x16_t *tables;   /* [pass][BC_TABLE] */
     uint8x16_t *counters; /* [channels][BC_MANY]: between passes */
-    uint8x16_t *starts;   /* [channels][BC_MANY]: what a threshold's counters start with */
+    uint8x16_t *starts;   /* [channels][BC_MANY]: start as counters, for a threshold */
 } bc_plan;
 
 static void *bc_take(unsigned char **at, ptrdiff_t bytes) {
@@ -57,7 +58,8 @@ static ptrdiff_t bc_plan_of(const bc_job *j, const bc_shape *s, int index, unsig
     c->e = (BC_E *)(void *)(scratch + s->input);
     unsigned char *at = scratch + s->input + bc_up(s->words * s->in_rows * s->line * 4, 64);
     const ptrdiff_t kept = c->channels * BC_MANY * 16, decides = j->threshold != NULL;
-    c->start = (uint16_t *)bc_take(&at, decides ? c->channels * c->kinds * 2 : 0);
+    c->each = (uint16_t *)bc_take(&at, c->channels * c->kinds * 2);
+    c->start = (uint16_t *)bc_take(&at, c->channels * BC_TILE * 2);
     c->words = (unsigned char *)bc_take(&at, c->sliced < c->chunks ? BC_PREPARED(c->channels / BC_BLOCK * c->steps) : 0);
     if (c->sliced > 0) {
         c->tables = (uint8x16_t *)bc_take(&at, c->pass * BC_TABLE * 16);
@@ -68,23 +70,66 @@ static ptrdiff_t bc_plan_of(const bc_job *j, const bc_shape *s, int index, unsig
     return at - scratch;
 }
 
-/* Chunk i of the task: where it is, and its first unpacked element. */
-static inline const uint32_t *bc_chunk(const bc_job *j, const bc_shape *s, const bc_plan *c, ptrdiff_t i,
-                                       bc_place *place) {
-    const ptrdiff_t row = i / c->across, col = i % c->across * 16;
-    bc_place_of(j, c->column, c->top + row, col, place);
-    return c->e + row * j->p->sh * s->line + col;
+/* Up to 8 chunks that are worked on together. */
+typedef struct bc_group {
+    ptrdiff_t count;
+    const uint32_t *x[BC_CHUNKS]; /* first unpacked elements; those beyond count are the first chunk's once more */
+    bc_place places[BC_CHUNKS];
+} bc_group;
+
+static int bc_same_kinds(const bc_group *a, const bc_group *b) {
+    for (ptrdiff_t v = 0; v < a->count; v++) {
+        const bc_place *f = &a->places[v], *g = &b->places[v];
+        if (f->n != g->n || f->count != g->count || memcmp(f->kind, g->kind, (size_t)f->count * sizeof *f->kind) != 0)
+            return 0;
+    }
+    return 1;
+}
+
+/* Counters that reach 2^(planes - 1) when 16-bit ones that begin with `start` reach 2^15. */
+static void bc_sliced_starts(const bc_plan *c) {
+    const uint16x8_t more = vdupq_n_u16((uint16_t)(0x8000 - (1 << (c->planes - 1)))); /* than these counters reach */
+    for (ptrdiff_t o = 0; o < c->channels; o++) {
+        uint8x16_t low[BC_CHUNKS], high[BC_CHUNKS];
+        BC_UNROLL for (ptrdiff_t v = 0; v < BC_CHUNKS; v++) {
+            const uint16_t *start = c->start + o * BC_TILE + 16 * v;
+            const uint8x16_t a = vreinterpretq_u8_u16(vqsubq_u16(vld1q_u16(start), more));
+            const uint8x16_t b = vreinterpretq_u8_u16(vqsubq_u16(vld1q_u16(start + 8), more));
+            low[v] = vuzp1q_u8(a, b);
+            high[v] = vuzp2q_u8(a, b);
+        }
+        bc_bits8(low);
+        bc_bits8(high);
+        BC_UNROLL for (int i = 0; i < BC_MANY; i++) c->starts[o * BC_MANY + i] = i < 8 ? low[i] : high[i - 8];
+    }
+}
+
+/* The chunks from `from` on, before `end`. What they start from is made anew only where it differs from `before`, the
+ * group of which it was made last (or NULL). */
+static void bc_group_of(const bc_job *j, const bc_shape *s, const bc_plan *c, ptrdiff_t from, ptrdiff_t end,
+                        const bc_group *before, bc_group *g) {
+    g->count = end - from < BC_CHUNKS ? end - from : BC_CHUNKS;
+    for (ptrdiff_t v = 0; v < BC_CHUNKS; v++) {
+        const ptrdiff_t i = from + (v < g->count ? v : 0), row = i / c->across, col = i % c->across * 16;
+        g->x[v] = c->e + row * j->p->sh * s->line + col;
+        bc_place_of(j, c->column, c->top + row, col, &g->places[v]);
+    }
+    if (before != NULL && before->count >= g->count && bc_same_kinds(g, before)) return;
+    for (ptrdiff_t o = 0; o < c->channels; o++)
+        for (ptrdiff_t v = 0; v < BC_CHUNKS; v++)
+            bc_start16(c->each + o * c->kinds, &g->places[v], c->start + o * BC_TILE + 16 * v);
+    if (j->threshold != NULL && from < c->sliced) bc_sliced_starts(c);
 }
 
 /* After channels o to o + 7, whose bytes are bits[o / 8 % 4]: store a word that is complete. */
-static void bc_words(const bc_job *j, const bc_plan *c, ptrdiff_t o, const bc_place *places, ptrdiff_t count,
-                     uint8x16_t bits[4][BC_CHUNKS]) {
+static void bc_words(const bc_job *j, const bc_plan *c, ptrdiff_t o, const bc_group *g, uint8x16_t bits[4][BC_CHUNKS]) {
+    const bc_place *places = g->places;
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t byte = o / BC_BLOCK % 4;
     if (j->bits == NULL || (byte < 3 && o + BC_BLOCK < c->channels)) return;
     for (ptrdiff_t b = byte + 1; b < 4; b++) memset(bits[b], 0, BC_CHUNKS * sizeof *bits[b]);
     uint32_t *plane = j->bits + (c->image * ((p->o + 31) / 32) + o / 32) * p->oh * p->ow;
-    for (ptrdiff_t v = 0; v < count; v++) {
+    for (ptrdiff_t v = 0; v < g->count; v++) {
         const uint8x16x4_t bytes = {{bits[0][v], bits[1][v], bits[2][v], bits[3][v]}};
         uint32_t word[16], *to = places[v].n < 16 ? word : plane + places[v].at;
         vst4q_u8((uint8_t *)to, bytes);
@@ -94,74 +139,27 @@ static void bc_words(const bc_job *j, const bc_plan *c, ptrdiff_t o, const bc_pl
 
 /* ---- by eor and cnt ------------------------------------------------------------------------------------------------- */
 
-static int bc_same_place(const bc_place *a, const bc_place *b) {
-    if (a->kind[0] != b->kind[0] || a->count != b->count || a->n != b->n) return 0;
-    return a->count == 1 || memcmp(a->kind, b->kind, (size_t)a->count * sizeof *a->kind) == 0;
-}
-
-/* Thresholds of 8 channels from o on at `count` chunks. */
-static void bc_plain_decide(const bc_plan *c, const uint32_t *const *chunk, const bc_place *places, ptrdiff_t count,
-                            ptrdiff_t o, uint8x16_t flips, uint8x16_t *bits) {
-    uint16x8x2_t start[BC_BLOCK];
-    for (ptrdiff_t v = 0; v < count; v++) {
-        if (v == 0 || !bc_same_place(&places[v - 1], &places[v]))
-            for (ptrdiff_t i = 0; i < BC_BLOCK; i++) start[i] = bc_starts(c->start + (o + i) * c->kinds, &places[v]);
-        bits[v] = veorq_u8(bc_tile_tops(chunk[v], c->off, c->steps, c->words + BC_PREPARED(o / BC_BLOCK * c->steps), start),
-                           flips);
-    }
-}
-
-/* Chunks from `from` on, all channels. */
-static void bc_plain_chunks(const bc_job *j, const bc_shape *s, const bc_plan *c, ptrdiff_t from) {
-    if (from < c->chunks) bc_weights(j->w, c->channels / BC_BLOCK * c->steps, c->words);
-    for (ptrdiff_t at = from; at < c->chunks; at += BC_CHUNKS) {
-        const ptrdiff_t count = c->chunks - at < BC_CHUNKS ? c->chunks - at : BC_CHUNKS;
-        bc_place places[BC_CHUNKS];
-        uint8x16_t bits[4][BC_CHUNKS];
-        uint16_t t[BC_BLOCK * 16 * BC_CHUNKS];
-        const uint32_t *chunk[BC_CHUNKS];
-        for (ptrdiff_t v = 0; v < count; v++) chunk[v] = bc_chunk(j, s, c, at + v, &places[v]);
-        bc_runs(places, count);
-        for (ptrdiff_t o = 0; o < c->channels; o += BC_BLOCK) {
-            const ptrdiff_t byte = o / BC_BLOCK % 4;
-            if (j->threshold != NULL) {
-                bc_plain_decide(c, chunk, places, count, o, vdupq_n_u8(bc_flips(j, o)), bits[byte]);
-            } else {
-                const uint8_t *w = c->words + BC_PREPARED(o / BC_BLOCK * c->steps);
-                for (ptrdiff_t v = 0; v < count; v++)
-                    bc_tile_counts(chunk[v], c->off, c->steps, w, t + 16 * v, 16 * BC_CHUNKS);
-                bc_float(j, c->image, o, places, count, t, 16 * BC_CHUNKS, bits[byte]);
-            }
-            bc_words(j, c, o, places, count, bits);
+/* A group, all channels. */
+static void bc_plain_group(const bc_job *j, const bc_plan *c, const bc_group *g) {
+    uint8x16_t bits[4][BC_CHUNKS];
+    uint16_t t[BC_BLOCK * BC_TILE];
+    for (ptrdiff_t o = 0; o < c->channels; o += BC_BLOCK) {
+        const uint8_t *w = c->words + BC_PREPARED(o / BC_BLOCK * c->steps);
+        uint8x16_t *to = bits[o / BC_BLOCK % 4];
+        if (j->threshold != NULL) {
+            const uint8x16_t flips = vdupq_n_u8(bc_flips(j, o));
+            for (ptrdiff_t v = 0; v < g->count; v++)
+                to[v] = veorq_u8(bc_tile_tops(g->x[v], c->off, c->steps, w, c->start + o * BC_TILE + 16 * v), flips);
+        } else {
+            for (ptrdiff_t v = 0; v < g->count; v++)
+                bc_tile_twice(g->x[v], c->off, c->steps, w, t + 16 * v, BC_TILE);
+            bc_float(j, c->image, o, g->places, g->count, c->start + o * BC_TILE, t, to);
         }
+        bc_words(j, c, o, g, bits);
     }
 }
 
 /* ---- by counters ---------------------------------------------------------------------------------------------------- */
-
-static int bc_same_places(const bc_place *a, const bc_place *b, ptrdiff_t count) {
-    for (ptrdiff_t v = 0; v < count; v++)
-        if (!bc_same_place(&a[v], &b[v])) return 0;
-    return 1;
-}
-
-/* Counters that reach 2^(planes - 1) exactly when acc < threshold, for the places of a tile. */
-static void bc_sliced_starts(const bc_plan *c, const bc_place *places, ptrdiff_t count) {
-    const uint16x8_t more = vdupq_n_u16((uint16_t)(0x8000 - (1 << (c->planes - 1)))); /* than these counters reach */
-    for (ptrdiff_t o = 0; o < c->channels; o++) {
-        uint8x16_t low[BC_CHUNKS], high[BC_CHUNKS];
-        for (ptrdiff_t v = 0; v < BC_CHUNKS; v++) {
-            const uint16x8x2_t all = bc_starts(c->start + o * c->kinds, &places[v < count ? v : 0]);
-            const uint8x16_t a = vreinterpretq_u8_u16(vqsubq_u16(all.val[0], more));
-            const uint8x16_t b = vreinterpretq_u8_u16(vqsubq_u16(all.val[1], more));
-            low[v] = vuzp1q_u8(a, b);
-            high[v] = vuzp2q_u8(a, b);
-        }
-        bc_bits8(low);
-        bc_bits8(high);
-        for (int i = 0; i < BC_MANY; i++) c->starts[o * BC_MANY + i] = i < 8 ? low[i] : high[i - 8];
-    }
-}
 
 /* Tables of the blocks [from, from + blocks). */
 static void bc_sliced_tables(const bc_plan *c, const uint32_t *const *chunk, ptrdiff_t from, ptrdiff_t blocks) {
@@ -175,19 +173,18 @@ static void bc_sliced_tables(const bc_plan *c, const uint32_t *const *chunk, ptr
     }
 }
 
-/* One tile: all channels at `count` <= 8 chunks. */
-static void bc_sliced_tile(const bc_job *j, const bc_plan *c, const uint32_t *const *chunk, const bc_place *places,
-                           ptrdiff_t count) {
-    uint16_t t[BC_BLOCK][16 * BC_CHUNKS];
+/* A group, all channels. */
+static void bc_sliced_group(const bc_job *j, const bc_plan *c, const bc_group *g) {
+    uint16_t t[BC_BLOCK][BC_TILE];
     uint8x16_t bits[4][BC_CHUNKS], decided[BC_BLOCK][BC_MANY];
     const int decides = j->threshold != NULL;
     for (ptrdiff_t from = 0; from < c->blocks; from += c->pass) {
         const ptrdiff_t blocks = c->blocks - from < c->pass ? c->blocks - from : c->pass;
         const int last = from + blocks == c->blocks;
-        bc_sliced_tables(c, chunk, from, blocks);
+        bc_sliced_tables(c, g->x, from, blocks);
         for (ptrdiff_t o = 0; o < c->channels; o++) {
-            const ptrdiff_t i = o % BC_BLOCK, byte = o / BC_BLOCK % 4;
-            uint8x16_t *kept = c->counters + o * BC_MANY;
+            const ptrdiff_t i = o % BC_BLOCK;
+            uint8x16_t *kept = c->counters + o * BC_MANY, *to = bits[o / BC_BLOCK % 4];
             const uint8x16_t *start = from > 0 ? kept : decides ? c->starts + o * BC_MANY : NULL;
             (c->planes == BC_FEW ? bc_counters_few : bc_counters_many)(
                 start, c->tables, c->picks + (o * c->blocks + from) * BC_PICKS, blocks, last ? decided[i] : kept,
@@ -195,20 +192,18 @@ static void bc_sliced_tile(const bc_job *j, const bc_plan *c, const uint32_t *co
             if (!last || i != BC_BLOCK - 1) continue;
             if (decides) {
                 const uint8x16_t flips = vdupq_n_u8(bc_flips(j, o - i));
-                BC_UNROLL for (int e = 0; e < BC_BLOCK; e++) bits[byte][e] = decided[e][c->planes - 1];
-                bc_bits8(bits[byte]);
-                BC_UNROLL for (int v = 0; v < BC_CHUNKS; v++) bits[byte][v] = veorq_u8(bits[byte][v], flips);
+                BC_UNROLL for (int e = 0; e < BC_BLOCK; e++) to[e] = decided[e][c->planes - 1];
+                bc_bits8(to);
+                BC_UNROLL for (int v = 0; v < BC_CHUNKS; v++) to[v] = veorq_u8(to[v], flips);
             } else {
-                bc_float(j, c->image, o - i, places, count, t[0], 16 * BC_CHUNKS, bits[byte]);
+                bc_float(j, c->image, o - i, g->places, g->count, c->start + (o - i) * BC_TILE, t[0], to);
             }
-            bc_words(j, c, o - i, places, count, bits);
+            bc_words(j, c, o - i, g, bits);
         }
     }
 }
 
-static void bc_sliced_chunks(const bc_job *j, const bc_shape *s, const bc_plan *c) {
-    bc_place places[2][BC_CHUNKS];
-    ptrdiff_t before = 0;
+static void bc_all_picks(const bc_job *j, const bc_plan *c) {
     for (ptrdiff_t o = 0; o < c->channels; o++) {
         const uint32_t *w = j->w + (o - o % BC_BLOCK) * c->steps + o % BC_BLOCK;
         for (ptrdiff_t b = 0; b < c->blocks; b++) {
@@ -216,30 +211,31 @@ static void bc_sliced_chunks(const bc_job *j, const bc_shape *s, const bc_plan *
             bc_picks(w[2 * b * BC_BLOCK] | high << 32, c->picks + (o * c->blocks + b) * BC_PICKS);
         }
     }
-    for (ptrdiff_t at = 0, turn = 0; at < c->sliced; at += BC_CHUNKS, turn = !turn) {
-        const ptrdiff_t count = c->sliced - at < BC_CHUNKS ? c->sliced - at : BC_CHUNKS;
-        const uint32_t *chunk[BC_CHUNKS];
-        for (ptrdiff_t v = 0; v < count; v++) chunk[v] = bc_chunk(j, s, c, at + v, &places[turn][v]);
-        for (ptrdiff_t v = count; v < BC_CHUNKS; v++) chunk[v] = chunk[0]; /* their counts are nobody's */
-        bc_runs(places[turn], count);
-        if (j->threshold != NULL && (before < count || !bc_same_places(places[0], places[1], count)))
-            bc_sliced_starts(c, places[turn], count);
-        before = count;
-        bc_sliced_tile(j, c, chunk, places[turn], count);
-    }
 }
+
+/* ---- the task ------------------------------------------------------------------------------------------------------- */
 
 /* Returns 0, having done nothing, when scratch is too small or 16 bits are too few. */
 static int bc_own_task(const bc_job *j, int index, int worker) {
     const bc_shape s = bc_shape_of(j->p);
     unsigned char *scratch = j->scratch + (size_t)worker * j->p->scratch;
+    bc_group groups[2];
     bc_plan c;
     if ((size_t)bc_plan_of(j, &s, index, scratch, &c) > j->p->scratch || s.steps > BC_MOST_STEPS) return 0;
     bc_tables(j, &s, c.off, c.column, c.column + s.columns);
     bc_unpack(j, &s, c.image, c.top, c.e);
-    for (ptrdiff_t o = 0; j->threshold != NULL && o < c.channels; o++)
-        for (ptrdiff_t k = 0; k < c.kinds; k++) c.start[o * c.kinds + k] = bc_start(j, o, k);
-    if (c.sliced > 0) bc_sliced_chunks(j, &s, &c);
-    bc_plain_chunks(j, &s, &c, c.sliced);
+    for (ptrdiff_t o = 0; o < c.channels; o++)
+        for (ptrdiff_t k = 0; k < c.kinds; k++)
+            c.each[o * c.kinds + k] = j->threshold != NULL ? bc_start(j, o, k) : (uint16_t)j->base[o * c.kinds + k];
+    if (c.sliced > 0) bc_all_picks(j, &c);
+    if (c.sliced < c.chunks) bc_weights(j->w, c.channels / BC_BLOCK * c.steps, c.words);
+    const bc_group *before = NULL;
+    for (ptrdiff_t at = 0, turn = 0; at < c.chunks; at += BC_CHUNKS, turn = !turn) {
+        bc_group *g = &groups[turn];
+        bc_group_of(j, &s, &c, at, at < c.sliced ? c.sliced : c.chunks, before, g);
+        before = g;
+        if (at < c.sliced) bc_sliced_group(j, &c, g);
+        else bc_plain_group(j, &c, g);
+    }
     return 1;
 }
