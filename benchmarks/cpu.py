@@ -1,6 +1,7 @@
-"""vqc beside what a user would pick instead, on this CPU, in one run: networks, layers, binary layers, the build.
+"""vqc beside what a user would pick instead, on this CPU, in one run: networks, layers, the build.
 
-    python -m benchmarks.cpu [--quick] [--only networks layers binary build] [--models rvm rife srvgg] [--threads 1 2]
+    python -m benchmarks.cpu [--quick] [--only networks layers binary masked build] [--models rvm rife srvgg]
+                             [--threads 1 2]
 
 Writes benchmarks/results/<processor>/<topic>.json; `python -m benchmarks.tables` puts the figures into the README.
 --quick plays a few frames and a few repeats, to see that everything works, and writes nothing unless told where (-o).
@@ -12,14 +13,14 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmarks import build, layers, networks
 from benchmarks.machine import Record, folder, machine, write
+from benchmarks.peers import installed
 
-TOPICS = ("networks", "layers", "binary", "build")
+TOPICS = ("networks", "layers", "binary", "masked", "build")
 
 
 def _networks(given: argparse.Namespace) -> list[Record]:
@@ -34,11 +35,20 @@ def _layers(given: argparse.Namespace) -> list[Record]:
 
 
 def _binary(given: argparse.Namespace) -> list[Record]:
-    if find_spec("benchmarks.binary_layers") is None:
-        print("binary layers: there is no benchmark of them")
+    if not given.peers or not installed("openvino"):
+        print("binary layers: they are timed beside OpenVINO's")
         return []
-    found: list[Record] = import_module("benchmarks.binary_layers").measure()
-    return found
+    from benchmarks import binary_layers
+
+    few: dict[str, Any] = {"isas": ("full",), "shapes": binary_layers.SHAPES[3:4], "rounds": 5} if given.quick else {}
+    return binary_layers.measure(**few)
+
+
+def _masked(given: argparse.Namespace) -> list[Record]:
+    from benchmarks import masked_layers
+
+    few: dict[str, Any] = {"layers": masked_layers.LAYERS[:1], "repeats": 3} if given.quick else {}
+    return masked_layers.measure(**few)
 
 
 def _build(given: argparse.Namespace) -> list[Record]:
@@ -46,7 +56,7 @@ def _build(given: argparse.Namespace) -> list[Record]:
 
 
 JOBS: dict[str, Callable[[argparse.Namespace], list[Record]]] = {
-    "networks": _networks, "layers": _layers, "binary": _binary, "build": _build,
+    "networks": _networks, "layers": _layers, "binary": _binary, "masked": _masked, "build": _build,
 }  # fmt: skip
 
 

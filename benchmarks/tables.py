@@ -83,12 +83,32 @@ def layers(records: Sequence[Record]) -> str:
     return text
 
 
+def _chosen(records: Sequence[Record], names: dict[str, str], digits: dict[str, int]) -> str:
+    """Some columns of records under other names; `digits` after the point where it is not 3."""
+    rows = []
+    for r in records:
+        cells = {name: r[key] for key, name in names.items() if key in r}
+        by_name = {names[k]: d for k, d in digits.items()}
+        rows.append({n: f"{v:.{by_name.get(n, 3)}f}" if isinstance(v, float) else str(v) for n, v in cells.items()})
+    return markdown(rows)
+
+
 def binary(records: Sequence[Record]) -> str:
-    """The binary layers, as their benchmark names its columns."""
-    hidden = ("macs",)
-    rows = [{k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in r.items() if k not in hidden}
-            for r in records]  # fmt: skip
-    return "\nBinary convolutions.\n\n" + markdown(rows)
+    """Binary layers: one row for a shape, a body and an instruction set."""
+    names = {"layer": "layer", "kind": "body", "isa": "instructions", "vqc_ms": "vqc ms", "openvino_ms": "OpenVINO ms",
+             "ratio": "times as fast", "vqc_gmacs": "vqc GMAC/s", "share": "of the limit"}  # fmt: skip
+    text = (
+        "\nBinary 3x3 convolutions with true zero padding, one more layer of a body: `chain` has binary pictures "
+        "in\nand out, `residual` a sum and a PReLU in float; the limit is that of a loop of xor, count and add.\n\n"
+    )
+    return text + _chosen(records, names, {"ratio": 2, "share": 2})
+
+
+def masked(records: Sequence[Record]) -> str:
+    """Masked layers: one row for a kind, a layer and a density."""
+    names = {"layer": "layer", "kind": "type", "density": "active", "dense_ms": "dense ms", "masked_ms": "masked ms",
+             "ratio": "masked / dense"}  # fmt: skip
+    return "\nConvolutions under a mask of blobs, 1 thread.\n\n" + _chosen(records, names, {"density": 2})
 
 
 # ---- the build -----------------------------------------------------------------------------------------------------
@@ -106,7 +126,7 @@ def build(records: Sequence[Record]) -> str:
 
 
 TOPICS: dict[str, Callable[[Sequence[Record]], str]] = {
-    "networks": networks, "layers": layers, "binary": binary, "build": build,
+    "networks": networks, "layers": layers, "binary": binary, "masked": masked, "build": build,
 }  # fmt: skip
 
 

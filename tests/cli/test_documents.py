@@ -53,6 +53,12 @@ def test_tables_of_layers_and_of_the_build() -> None:
                           "source_bytes": 10**6, "weight_bytes": 10**6, "calls": 9, "arena_bytes": 102,
                           "live_bytes": 100}])  # fmt: skip
     assert "| rvm 4x4, int8 | 1.0 | 2.0 | 1.00 | 1.00 | 0.00 | 1.020 x |" in made
+    made = tables.binary([{"layer": "a", "kind": "chain", "isa": "full", "vqc_ms": 0.125, "openvino_ms": 0.25,
+                           "ratio": 2.0, "vqc_gmacs": 2000, "share": 0.9}])  # fmt: skip
+    assert "| a | chain | full | 0.125 | 0.250 | 2.00 | 2000 | 0.90 |" in made
+    made = tables.masked([{"kind": "int8", "layer": "a", "density": 0.25, "dense_ms": 1.0, "masked_ms": 0.3,
+                           "ratio": 0.3}])  # fmt: skip
+    assert "| a | int8 | 0.25 | 1.000 | 0.300 | 0.300 |" in made
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
