@@ -1,16 +1,22 @@
-"""Whole programs on 64-bit Arm: cross-compiled by zig, run under qemu, every instruction set, the small and the real."""
+"""Whole programs on 64-bit Arm: cross-compiled by zig, run under qemu, on every instruction set."""
 
 from __future__ import annotations
 
 import struct
 
 import pytest
+import torch
 from c_exports import qemu, self_test
 from c_programs import tiny, wide
 
+import vqc
 from vqc.backends.c import CBackend
 from vqc.backends.c.cross import build_export
 from vqc.backends.c.targets import ARM, TARGETS
+from vqc.models import MODELS
+from vqc.models.rvm import RVM
+from vqc.program import dtype_of
+from vqc.video import clip, read_clip
 
 CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max"}  # the least of qemu's that has each
 
@@ -65,3 +71,36 @@ def test_objects_are_made_for_android(small):
     for o in objects:
         head = o.read_bytes()[:20]
         assert head[:4] == b"\x7fELF" and struct.unpack("<H", head[18:20]) == (183,)  # EM_AARCH64
+
+
+def _passes(program: vqc.Program, variant: str, folder, **options) -> None:
+    out = vqc.export(program, folder, "aarch64-linux", **options)
+    sources = sum(p.stat().st_size for p in out.iterdir() if p.suffix in (".c", ".h"))
+    assert sources < 2e6
+    name = f"{program.name.lower()}_test"
+    done = self_test(build_export(out, "aarch64-linux", variant)[name], out, qemu("aarch64"), "-cpu", CPUS[variant])
+    assert done.returncode == 0 and f"{variant}: ok" in done.stdout, done.stdout + done.stderr
+
+
+def test_every_integer_of_quantized_rvm_is_equal_on_arm(tmp_path):
+    """All 8-bit tensors are outputs, which the self-test compares bit for bit, over two recurrent steps."""
+    frame = torch.rand(1, 3, 32, 48)
+    states = {f"r{i}": i + 1 for i in (1, 2, 3, 4)}
+    program = vqc.capture(RVM(segmentation=False).eval(), (frame, None, None, None, None), states=states, name="rvm")
+    quantized = vqc.apply(program, "int8", calibration=[[(frame,)]])
+    integers = [n.name for n in quantized.calls if isinstance(n.meta["val"], torch.Tensor)
+                and dtype_of(n) in (torch.uint8, torch.int8)]  # fmt: skip
+    assert len(integers) > 40
+    _passes(quantized.with_outputs(integers), "dotprod", tmp_path / "out")
+
+
+@pytest.mark.network
+def test_rvm_with_its_weights_runs_on_arm(tmp_path):
+    entry = MODELS["rvm"]
+    pictures = read_clip(clip("pexels"), frames=2, size=(64, 96))
+    steps = [entry.step_inputs(pictures, t) for t in range(2)]
+    args = (*steps[0], *(None for _ in entry.states))
+    program = vqc.capture(entry.load(), args, states=entry.states, known_ranges=entry.known_ranges, name="rvm")
+    _passes(vqc.apply(program, "int8", calibration=[steps]), "i8mm", tmp_path / "out", licence=entry.licence)
+    assert "GPL-3.0" in (tmp_path / "out" / "README.txt").read_text()
+    assert (tmp_path / "out" / "rvm_camera.c").exists()
