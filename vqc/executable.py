@@ -18,6 +18,7 @@ from vqc.program import Declined, Program
 class CompileReport:
     """What a backend did: the kernel of every node, what it left to another engine and why, sizes in bytes.
 
+    `unfused`: results that are stored although a fusion was looked for, and why it was not made.
     `layers`: one row a kernel call, in the order they run (`Executable.profile` adds times). `arena_bytes`: working
     memory; `live_bytes`: the most that is alive at once in it, below which no plan can go. `peaks`: what one
     thread of this machine can do, 10^9 multiply-adds a second by kind; set by a profile.
@@ -27,6 +28,7 @@ class CompileReport:
     target: str
     kernels: dict[str, str] = field(default_factory=dict)
     fallbacks: list[Declined] = field(default_factory=list)
+    unfused: list[Declined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     arena_bytes: int = 0
     weight_bytes: int = 0
@@ -55,6 +57,7 @@ class CompileReport:
         if self.peaks:
             lines.append("  machine: " + ", ".join(f"{k} {v:.0f}" for k, v in self.peaks.items()) + " GMAC/s a thread")
         lines += [f"  note: {n}" for n in self.notes]
+        lines += [f"  not fused {d.node}: {d.reason}" for d in self.unfused]
         lines += [f"  fallback {d.node}: {d.reason}" for d in self.fallbacks]
         return "\n".join(lines)
 

@@ -149,7 +149,7 @@ def compile_whole(program: Program, target: str, compiler: Compiler, threads: in
         instructions = loaded.variant
         notes.append(f"instruction set: {instructions}")
     report = CompileReport(
-        "c", target, dict(model.lowered.kernels), notes=notes,
+        "c", target, dict(model.lowered.kernels), notes=notes, unfused=model.lowered.unfused,
         arena_bytes=model.arena_size, weight_bytes=len(model.weights), state_bytes=model.state_size,
         live_bytes=model.plan.live, layers=layers(program, model.lowered, known_peaks(instructions, compiler)),
     )  # fmt: skip

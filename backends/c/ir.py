@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from vqc.program import Declined
+
 ALIGN = 64  # bytes; VQC_ALIGN in vqc_common.h
 
 # vqc_dtype in vqc_common.h, the C type, and the size in bytes.
@@ -205,4 +207,5 @@ class Lowered:
     state_size: int
     kernels: dict[str, str] = field(default_factory=dict)  # node -> kernel, "" for a view
     row_functions: dict[str, str] = field(default_factory=dict)  # text of a row program -> its name (rows.py)
+    unfused: list[Declined] = field(default_factory=list)  # results that were stored, and why their readers did not go on
     workers: int = 1

@@ -18,7 +18,7 @@ from vqc.backends.c.registry import rule_for
 from vqc.backends.c.text import c_name
 from vqc.backends.c.weights import WeightPool
 from vqc.errors import UnsupportedOp
-from vqc.program import Program, tensor_text
+from vqc.program import Declined, Program, tensor_text
 
 __all__ = ["Lowering", "lower"]
 
@@ -44,6 +44,7 @@ class Lowering:
         self.following: fx.Node | None = None  # a node whose expression alone is wanted, in `followed` (c4.followers)
         self.followed: ex.Expr | None = None
         self.row_functions: dict[str, str] = {}
+        self.unfused: dict[str, str] = {}  # a result that is stored although a reader could have gone on -> why
         self._dense: dict[tuple, Value] = {}
 
     # ---- tensors ---------------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ class Lowering:
         resets = [self.pool.add(s.reset, f"reset_{s.name}") if bool(s.reset.any()) else None for s in program.states]
         return Lowered(
             program.name, self.calls, b"", inputs, outputs, states, resets, state_size, self.kernels,
-            self.row_functions, self.workers,
+            self.row_functions, [Declined(n, why) for n, why in self.unfused.items()], self.workers,
         )
 
     def _interface(self) -> tuple[list[Value], list[Value], int]:

@@ -137,6 +137,7 @@ def compile_partitioned(program: Program, target: str, missing: Sequence[Decline
         if stage % 2 == 0:
             compiled = compile_whole(part, target, compiler, threads, tune)
             report.kernels.update(compiled.report.kernels)
+            report.unfused += compiled.report.unfused
             report.layers += compiled.report.layers
             report.arena_bytes += compiled.report.arena_bytes
             report.live_bytes += compiled.report.live_bytes

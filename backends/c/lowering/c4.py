@@ -28,6 +28,7 @@ from vqc.backends.c.packing import (
     pack_transposed_c4,
 )
 from vqc.backends.c.registry import op_name, rule_for
+from vqc.backends.c.rows import sums_of
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
 
@@ -109,9 +110,16 @@ def per_channel(ctx: Lowering, tensor: torch.Tensor) -> Expr:
     return ex.load(ctx.weight(tensor.to(torch.float32).reshape(-1, 1, 1), "per_channel"))
 
 
+def why_not_fused(e: Expr, shape: tuple[int, ...]) -> str | None:
+    """None if an expression can follow the sums it has, else the reason it cannot."""
+    if len(sums_of(e)) > 1:
+        return "it reads two convolutions, and one call computes one"
+    return rows.why_not(e, shape)
+
+
 def by_rows(ctx: Lowering, e: Expr, node: fx.Node) -> bool:
     """Whether a row program computes an expression: it has sums, or its result is wanted in the layout c4."""
-    return bool(rows.sums_of(e)) or (wants_c4(ctx.program, node) and rows.why_not(e, shape_of(node)) is None)
+    return bool(sums_of(e)) or (wants_c4(ctx.program, node) and rows.why_not(e, shape_of(node)) is None)
 
 
 def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
@@ -121,7 +129,7 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
     for n, _ in results:
         outputs.append(ctx.new(shape_of(n), dtype_of(n), n.name, "c4" if wants_c4(ctx.program, n) else None))
         ctx.bind(n, outputs[-1])
-    found = rows.sums_of(e)
+    found = sums_of(e)
     code = rows.write([(x, v) for (_, x), v in zip(results, outputs, strict=True)], lead=len(found))
     rest = rows.rows_struct(ctx, code, outputs)
     values = [o.value for o in code.operands]

@@ -48,23 +48,25 @@ class Cat:
 
 def leads_to_c4(program: Program, node: fx.Node) -> bool:
     """Whether a result's only readers are pointwise operations with constants and concatenations, up to a c4 tensor."""
+    return why_stored(program, node) is None
+
+
+def why_stored(program: Program, node: fx.Node) -> str | None:
+    """None if a result's readers lead to a c4 tensor, each the only one; else where the way ends."""
     from vqc.backends.c.lowering.pointwise import POINTWISE
 
     while len(node.users) == 1:
         user = next(iter(node.users))
         if user.op != "call_function":
-            return False
-        if is_cat(user):
-            if c4.wants_c4(program, user):
-                return True
-        else:
+            return "it is a result of the program"
+        if not is_cat(user):
             others = [a for a in user.all_input_nodes if a is not node and program.constant(a) is None]
             if op_name(user.target) not in POINTWISE or shape_of(user) != shape_of(node) or others:
-                return False
-            if c4.wants_c4(program, user):
-                return True
+                return f"{user.name} is no pointwise operation on it alone"
+        if c4.wants_c4(program, user):
+            return None
         node = user
-    return False
+    return f"{node.name} has {len(node.users)} readers"
 
 
 def is_cat(node: fx.Node) -> bool:
@@ -81,7 +83,10 @@ def is_cat(node: fx.Node) -> bool:
 
 def lazy_resize(ctx: Lowering, node: fx.Node, align: bool, scales: Sequence[float | None]) -> bool:
     """Bind a resize as a leaf where that saves storing it; whether it was done."""
-    if dtype_of(node) != torch.float32 or not leads_to_c4(ctx.program, node):
+    why = why_stored(ctx.program, node)
+    if dtype_of(node) != torch.float32 or why is not None:
+        if why is not None and any(op_name(n.target) in c4.CONVOLUTIONS for n in ctx.program.calls):
+            ctx.unfused[node.name] = why
         return False
     x = ctx.dense(node.args[0])
     tables, twice = bilinear_tables(ctx, x.shape, shape_of(node), align, scales)

@@ -15,7 +15,7 @@ from vqc.backends.c import expr as ex
 from vqc.backends.c import rows
 from vqc.backends.c.expr import Expr, apply, const
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.lowering import parts_c4
+from vqc.backends.c.lowering import c4, parts_c4
 from vqc.backends.c.registry import all_of, lowering, op_name, tensors
 from vqc.ops.exact import argument
 from vqc.program import DTYPE_NAMES, Program, dtype_of, shape_of
@@ -77,8 +77,9 @@ def finish(ctx: Lowering, node: fx.Node, e: Expr) -> None:
         return
     lazy = [(a, ctx.env[a]) for a in node.all_input_nodes if isinstance(ctx.env.get(a), Expr)]
     held = [(a, x) for a, x in lazy if rows.sums_of(x)]
-    while held and (len(rows.sums_of(e)) > 1 or rows.why_not(e, shape_of(node)) is not None):
+    while held and (why := c4.why_not_fused(e, shape_of(node))) is not None:
         arg, inner = held.pop(0)  # its convolution is computed by itself
+        ctx.unfused[arg.name] = f"{node.name}: {why}"
         lazy.remove((arg, inner))
         e = ex.substitute(e, inner, ex.load(ctx.value(arg), e.integer))
     while lazy and parts_c4.leaves(e) and rows.why_not(e, shape_of(node)) is not None:
