@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +17,12 @@ import vqc.backends
 from vqc.backends.c import CBackend
 from vqc.backends.c.build import find_compiler
 from vqc.backends.c.cross import build_export
-from vqc.backends.c.emit import CONTRACTED, FAMILIES, isa_header, kernel_sources
+from vqc.backends.c.emit import CONTRACTED, FAMILIES, KERNELS, isa_header, kernel_sources
 from vqc.backends.c.targets import ISA_HEADER, SHARED, TARGETS, X86_LEVELS, is_kernel, target_called, units
 from vqc.errors import ArtifactError, TargetError
 from vqc.program import evaluate
 
+ROOT = Path(__file__).resolve().parents[3]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -123,6 +126,25 @@ def test_a_cpu_gets_the_right_variant_or_a_clear_refusal(tmp_path):
     done = says("qemu64")  # has not even SSE4.2
     assert done.returncode == 2 and done.stdout == ""
     assert "tiny: this CPU lacks instructions that the program was compiled for" in done.stderr
+
+
+def test_the_page_about_targets_keeps_up():
+    page = (ROOT / "docs" / "targets.md").read_text()
+
+    def part(name):
+        found = re.search(rf"<!-- {name}: begin.*?-->\n(.*?)\n<!-- {name}: end -->", page, re.S)[1]
+        return found.splitlines()[2:]
+
+    known = {v.name: v for t in TARGETS.values() for v in t.variants}
+    assert part("targets") == [
+        f"| `{t.name}` | {t.about} | {', '.join(v.name for v in t.variants) or '–'} | {t.triple or 'this machine'} |"
+        for t in TARGETS.values()
+    ]
+    assert part("variants") == [
+        f"| `{v.name}` | {v.about} | {' '.join(f.removeprefix('-m') for f in v.flags) or '–'} |" for v in known.values()
+    ]
+    codes = re.findall(r"VQC_E_\w+", (KERNELS / "vqc_common.h").read_text())
+    assert set(codes) == set(re.findall(r"^\| `(VQC_E_\w+)`", page, re.M)) and len(codes) > 10
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
