@@ -60,7 +60,7 @@ typedef struct grid_job {
     unsigned char *scratch;
 } grid_job;
 
-static float grid_position(float g, int32_t size, int32_t align_corners, int32_t border) {
+static inline float grid_position(float g, int32_t size, int align_corners, int border) {
     float v = align_corners ? (g + 1.0f) * 0.5f * (float)(size - 1) : ((g + 1.0f) * (float)size - 1.0f) * 0.5f;
     if (border) {
         v = v > 0.0f ? v : 0.0f;
@@ -70,41 +70,54 @@ static float grid_position(float g, int32_t size, int32_t align_corners, int32_t
 }
 
 /* The nearest valid index; safe for any float. */
-static int32_t grid_index(float v, int32_t size) {
+static inline int32_t grid_index(float v, int32_t size) {
     v = v > 0.0f ? v : 0.0f;
     v = v < (float)(size - 1) ? v : (float)(size - 1);
     const int32_t i = (int32_t)v; /* size - 1 may have been rounded up */
     return i < size - 1 ? i : size - 1;
 }
 
-static int grid_inside(float v, int32_t size) { return v >= 0.0f && v <= (float)(size - 1); }
+static inline int32_t grid_inside(float v, int32_t size) { return (v >= 0.0f) & (v <= (float)(size - 1)); }
 
-/* One output row of all channels: index is batch * oh + row. */
+/* Of a row of samples: offsets of the four taps, -1 for one that counts as 0, and the weights of the right and the lower
+ * tap. The modes are constants wherever this is called, so that what is left of the loop has no branch. */
+static inline void grid_taps(const vqc_grid_params *p, const float *restrict grid, int align, int border, int nearest,
+                             int32_t *restrict o00, int32_t *restrict o01, int32_t *restrict o10, int32_t *restrict o11,
+                             float *restrict wx, float *restrict wy) {
+    const int32_t w = p->w, h = p->h;
+    for (ptrdiff_t i = 0; i < p->ow; i++) {
+        float x = grid_position(grid[2 * i], w, align, border), y = grid_position(grid[2 * i + 1], h, align, border);
+        if (nearest) x = rintf(x), y = rintf(y);
+        const float x0 = floorf(x), y0 = floorf(y), x1 = x0 + 1.0f, y1 = y0 + 1.0f;
+        const int32_t left = grid_index(x0, w), right = grid_index(x1, w);
+        const int32_t top = grid_index(y0, h) * w, bottom = grid_index(y1, h) * w;
+        const int32_t in_l = border | grid_inside(x0, w), in_r = border | grid_inside(x1, w);
+        const int32_t in_t = border | grid_inside(y0, h), in_b = border | grid_inside(y1, h);
+        o00[i] = in_t & in_l ? top + left : -1;
+        o01[i] = in_t & in_r ? top + right : -1;
+        o10[i] = in_b & in_l ? bottom + left : -1;
+        o11[i] = in_b & in_r ? bottom + right : -1;
+        wx[i] = x - x0;
+        wy[i] = y - y0;
+    }
+}
+
+/* index = batch * oh + row */
 static void grid_task(void *arg, int index, int worker) {
     const grid_job *j = (const grid_job *)arg;
     const vqc_grid_params *p = j->p;
     const ptrdiff_t n = p->ow, batch = index / p->oh, row = index % p->oh, plane = (ptrdiff_t)p->h * p->w;
     const float *grid = j->grid + (batch * p->oh + row) * n * 2;
     unsigned char *s = j->scratch + (size_t)worker * p->scratch;
-    /* offsets of the four taps, -1 for one that counts as 0, and the weights of the right and the lower tap */
     int32_t *restrict o00 = (int32_t *)(void *)s, *restrict o01 = o00 + n, *restrict o10 = o00 + 2 * n;
     int32_t *restrict o11 = o00 + 3 * n;
     float *restrict wx = (float *)(void *)(s + 16 * (size_t)n), *restrict wy = wx + n;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        float x = grid_position(grid[2 * i], p->w, p->align_corners, p->border);
-        float y = grid_position(grid[2 * i + 1], p->h, p->align_corners, p->border);
-        if (p->nearest) x = rintf(x), y = rintf(y);
-        const float x0 = floorf(x), y0 = floorf(y), x1 = x0 + 1.0f, y1 = y0 + 1.0f;
-        const int32_t left = grid_index(x0, p->w), right = grid_index(x1, p->w);
-        const int32_t top = grid_index(y0, p->h) * p->w, bottom = grid_index(y1, p->h) * p->w;
-        const int in_l = p->border || grid_inside(x0, p->w), in_r = p->border || grid_inside(x1, p->w);
-        const int in_t = p->border || grid_inside(y0, p->h), in_b = p->border || grid_inside(y1, p->h);
-        o00[i] = in_t && in_l ? top + left : -1;
-        o01[i] = in_t && in_r ? top + right : -1;
-        o10[i] = in_b && in_l ? bottom + left : -1;
-        o11[i] = in_b && in_r ? bottom + right : -1;
-        wx[i] = x - x0;
-        wy[i] = y - y0;
+    switch ((p->nearest != 0) * 4 + (p->align_corners != 0) * 2 + (p->border != 0)) {
+    case 0: grid_taps(p, grid, 0, 0, 0, o00, o01, o10, o11, wx, wy); break;
+    case 1: grid_taps(p, grid, 0, 1, 0, o00, o01, o10, o11, wx, wy); break;
+    case 2: grid_taps(p, grid, 1, 0, 0, o00, o01, o10, o11, wx, wy); break;
+    case 3: grid_taps(p, grid, 1, 1, 0, o00, o01, o10, o11, wx, wy); break;
+    default: grid_taps(p, grid, p->align_corners, p->border, 1, o00, o01, o10, o11, wx, wy); break;
     }
     for (ptrdiff_t c = 0; c < p->c; c++) {
         const float *restrict v = j->x + (batch * p->c + c) * plane;
