@@ -55,26 +55,23 @@ static inline float vqc_tanh_near(float x) {
     return x > -0.625f && x < 0.625f ? small : large;
 }
 
-/* erf, error about 2e-7: its series near 0, else 1 - e^-x^2 times a polynomial in 1 / (1 + 0.3275911 x), Abramowitz and
- * Stegun 7.1.26. */
+/* erf, error about 3e-7: an odd rational function where it is not yet 1. */
 static inline float vqc_erf(float x) {
-    const float z = x * x, t = 1.0f / (1.0f + 0.3275911f * fabsf(x));
-    float p = 1.061405429f;
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const float large = 1.0f - p * t * vqc_exp(-z);
-    float s = -1.49258e-5f;
-    s = s * z + 1.20553e-4f;
-    s = s * z - 0.00085483270f;
-    s = s * z + 0.00522397762f;
-    s = s * z - 0.02686617064f;
-    s = s * z + 0.11283791671f;
-    s = s * z - 0.37612638903f;
-    s = s * z + 1.12837916710f;
-    const float small = s * x, far = x < 0.0f ? -large : large;
-    return x > -0.75f && x < 0.75f ? small : far;
+    x = x < -4.0f ? -4.0f : x;
+    x = x > 4.0f ? 4.0f : x;
+    const float z = x * x;
+    float p = -2.72614225801306e-10f, q = -1.45660718464996e-05f;
+    p = p * z + 2.77068142495902e-08f;
+    p = p * z - 2.10102402082508e-06f;
+    p = p * z - 5.69250639462346e-05f;
+    p = p * z - 7.34990630326855e-04f;
+    p = p * z - 2.95459980854025e-03f;
+    p = p * z - 1.60960333262415e-02f;
+    q = q * z - 2.13374055278905e-04f;
+    q = q * z - 1.68282697438203e-03f;
+    q = q * z - 7.37332916720468e-03f;
+    q = q * z - 1.42647390514189e-02f;
+    return p * x / q;
 }
 
 #endif

@@ -101,6 +101,23 @@ static void store(unsigned char *p, int32_t dtype, ptrdiff_t stride, const float
     }
 }
 
+/* What is left of a division, with the sign of y: exact, where x - floor(x / y) * y is not. */
+static float modulo(float x, float y) {
+    const float rest = fmodf(x, y);
+    return rest != 0.0f && (rest < 0.0f) != (y < 0.0f) ? rest + y : rest;
+}
+
+/* floor(x / y) of the exact quotient, as PyTorch finds it. */
+static float floor_quotient(float x, float y) {
+    if (y == 0.0f) return x / y;
+    const float rest = fmodf(x, y);
+    float q = (x - rest) / y;
+    if (rest != 0.0f && (rest < 0.0f) != (y < 0.0f)) q -= 1.0f;
+    if (q == 0.0f) return copysignf(0.0f, x / y);
+    const float whole = floorf(q);
+    return q - whole > 0.5f ? whole + 1.0f : whole;
+}
+
 static void pw_block(const vqc_pw_params *p, unsigned char **at, ptrdiff_t n) {
     float own[VQC_PW_REGS][VQC_PW_BLOCK];
     const float *reg[VQC_PW_REGS];
@@ -148,9 +165,9 @@ static void pw_block(const vqc_pw_params *p, unsigned char **at, ptrdiff_t n) {
             BINARY(VQC_PW_LEAKY, (x > 0.0f ? x : x * y))
             BINARY_LIBRARY(VQC_PW_POW, powf(x, y))
             BINARY_LIBRARY(VQC_PW_ATAN2, atan2f(x, y))
-            BINARY(VQC_PW_MOD, x - floorf(x / y) * y)
-            BINARY(VQC_PW_FMOD, x - truncf(x / y) * y)
-            BINARY(VQC_PW_FLOORDIV, floorf(x / y))
+            BINARY_LIBRARY(VQC_PW_MOD, modulo(x, y))
+            BINARY_LIBRARY(VQC_PW_FMOD, fmodf(x, y))
+            BINARY_LIBRARY(VQC_PW_FLOORDIV, floor_quotient(x, y))
             BINARY(VQC_PW_TRUNCDIV, truncf(x / y))
             UNARY(VQC_PW_WHERE, (a[k] != 0.0f ? b[k] : c[k]))
             UNARY(VQC_PW_NEG, -a[k])

@@ -209,6 +209,8 @@ def expand_unbatched(e: Expander, node: fx.Node) -> fx.Node:
 def expand_transposed_volume(e: Expander, node: fx.Node) -> fx.Node:
     """A convolution with turned weights over the input with zeros between its values."""
     x, weight = _tensor(node), _tensor(node, 1)
+    if len(e.shape(x)) == 4:
+        return e("squeeze.dim", e("conv_transpose3d.input", e("unsqueeze", x, 0), *node.args[1:], **node.kwargs), 0)
     stride, padding, more, dilation = (
         [int(v) for v in (values * 3 if len(values) == 1 else values)]
         for values in (list(e.arg(k)) for k in ("stride", "padding", "output_padding", "dilation"))
@@ -246,6 +248,14 @@ def expand_copy(e: Expander, node: fx.Node) -> fx.Node:
     x, source = _tensor(node), _tensor(node, 1)
     source = e.cast(source, dtype_of(x))
     return source if e.shape(source) == e.shape(x) else e("expand", source, list(e.shape(x)))
+
+
+@expansion("aten::fill.Scalar", "aten::fill.Tensor")
+def expand_fill(e: Expander, node: fx.Node) -> fx.Node:
+    x, value = _tensor(node), node.args[1]
+    if isinstance(value, fx.Node):
+        return e("expand", e.cast(value, dtype_of(x)), list(e.shape(x)))
+    return e("full_like", x, value)
 
 
 @expansion("aten::native_layer_norm")

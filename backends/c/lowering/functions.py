@@ -170,7 +170,7 @@ def _fmin(get, node):
 def _heaviside(get, node):
     x, at_zero = get(node.args[0]), get(node.args[1])
     step = apply("lt", const(0.0), x)
-    return apply("where", is_nan(x), x, apply("where", apply("eq", x, const(0.0)), at_zero, step))
+    return apply("where", apply("eq", x, const(0.0)), at_zero, step)
 
 
 @pointwise("aten::addcdiv", needs=("div",))
@@ -210,11 +210,6 @@ def _softshrink(get, node):
 def _log_sigmoid(get, node):
     x = get(node.args[0])
     return apply("sub", held(x, None, 0.0), apply("log1p", apply("exp", apply("neg", apply("abs", x)))))
-
-
-@pointwise("aten::fill.Tensor", "aten::fill.Scalar", needs=("add",))
-def _fill(get, node):
-    return get(node.args[1])
 
 
 # ---- bits ----------------------------------------------------------------------------------------------------------

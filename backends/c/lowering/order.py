@@ -15,7 +15,7 @@ from vqc.backends.c.expand import Expander, expansion
 from vqc.backends.c.ir import Struct, Value, dense_strides, numel
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.lowering.reduce import INTEGERS, converted, store
-from vqc.backends.c.registry import Check, all_of, anything, lowering, op_name, only
+from vqc.backends.c.registry import Check, all_of, anything, lowering, only, op_name
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
 

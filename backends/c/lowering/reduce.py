@@ -11,7 +11,7 @@ from torch import fx
 from vqc.backends.c import expr as ex
 from vqc.backends.c.ir import Struct, Value, dense_strides, numel
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.registry import FLOATS, Check, all_of, lowering, op_name, only
+from vqc.backends.c.registry import FLOATS, Check, all_of, lowering, only, op_name
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
 

@@ -92,6 +92,24 @@ def chain(build: Callable[..., Any], *inputs: Tensor, states: Sequence[Tensor] =
     return b.done(*(out if isinstance(out, tuple) else (out,)))
 
 
+Case = tuple[Sequence[Tensor], Callable[..., Any]]  # inputs, and a function (builder, input nodes) -> result node(s)
+
+
+def together(cases: Sequence[Case]) -> Program:
+    """One Program of many small cases, each with its own inputs: one compilation tests them all."""
+
+    def build(b: Builder, *nodes: fx.Node) -> tuple[fx.Node, ...]:
+        results: list[fx.Node] = []
+        at = 0
+        for inputs, case in cases:
+            out = case(b, *nodes[at : at + len(inputs)])
+            results += out if isinstance(out, (tuple, list)) else [out]
+            at += len(inputs)
+        return tuple(results)
+
+    return chain(build, *(x for inputs, _ in cases for x in inputs))
+
+
 def compiled(program: Program, target: str = "native", **options: Any) -> Executable:
     return CBackend().compile(program, target, {"fallback": "none", **options})
 
@@ -107,7 +125,7 @@ def check(program: Program, *, exact: bool = False, rtol: float = 1e-5, atol: fl
         assert len(want) == len(got)
         for a, b in zip(want, got, strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape
-            if exact or not a.is_floating_point():
+            if exact or not (a.is_floating_point() or a.is_complex()):
                 assert torch.equal(a, b), (
                     f"{(a != b).sum()} of {a.numel()} differ, e.g. {a[a != b][:4]} / {b[a != b][:4]}"
                 )
