@@ -6,7 +6,7 @@
 
 /* A chunk: up to 16 positions of an output row. */
 typedef struct bc_place {
-    ptrdiff_t at, n;           /* its first position in a plane of the output, and how many there are */
+    ptrdiff_t at, col, n;      /* its first position in a plane of the output, its column, how many there are */
     int32_t count, kind[16];   /* the different entries of a channel's base that its columns take */
     uint16x8_t lo[16], hi[16]; /* where each entry but the first is taken */
 } bc_place;
@@ -17,10 +17,10 @@ static inline void bc_place_of(const bc_job *j, const int32_t *column, ptrdiff_t
     const int32_t above = j->classes[row] * p->column_classes;
     column += col;
     place->at = row * p->ow + col;
+    place->col = col;
     place->n = p->ow - col < 16 ? p->ow - col : 16;
     place->kind[0] = above + column[0];
     place->count = 1;
-    if (column[0] == column[place->n - 1]) return; /* then so are all between: a tap enters and leaves the picture once */
     uint32x4_t c[4];
     BC_UNROLL for (int i = 0; i < 4; i++) c[i] = vreinterpretq_u32_s32(vld1q_s32(column + 4 * i));
     const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(c[0]), vreinterpretq_u16_u32(c[1]));

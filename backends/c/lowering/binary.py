@@ -6,6 +6,7 @@ that makes the next binary picture. The float operations stay what they were, on
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,6 +20,7 @@ from vqc.backends.c.layouts import Layout, register_layout
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.lowering.conv import constant_arguments
 from vqc.backends.c.registry import all_of, lowering, op_name
+from vqc.backends.c.targets import target_called
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
 
@@ -134,6 +136,14 @@ class BinaryGeometry:
         tables = align(4 * (self.steps + 3 * align(self.out[3], SEGMENT)))
         return tables + align(16384 + 128 * self.steps) + align(self.band(rows))
 
+    def arm_scratch(self, kinds: int) -> int:
+        """Most bytes that kernels on Arm need beyond that (bc_plan_of in vqc_bconv_task_neon.h)."""
+        channels, blocks = align(self.out[1], BLOCK), -(-self.steps // 2)
+        starts = channels * 2 * (kinds + 128)
+        words = 16 * channels * self.steps
+        tables = min(blocks, 9) * 252 * 16
+        return starts + words + tables + 2 * channels * 13 * 16 + channels * blocks * 34 * 4 + 8 * 64
+
 
 def base_sums(geo: BinaryGeometry, weight: Tensor) -> tuple[Tensor, Tensor, int, int]:
     """What padding adds: (base, classes, row classes, column classes) as vqc_bconv.h has them."""
@@ -242,6 +252,11 @@ def _binary_weight(program: Program, node: fx.Node) -> str | None:
     return None
 
 
+def _for_arm(target: str) -> bool:
+    machine = platform.machine() if target == "native" else target_called(target).triple
+    return machine.startswith(("aarch64", "arm64"))
+
+
 def _call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], extra: Sequence[Value | None],
           out: Sequence[Value | None]) -> Call:  # fmt: skip
     weight = ctx.constant(argument(node, "weight"))
@@ -259,7 +274,8 @@ def _call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], ext
                     ctx.weight(pack_weight(weight), "weight"), ctx.weight(base, "base"),
                     ctx.weight(classes, "classes"), *extra)  # fmt: skip
     written: list[Arg] = [None if v is None else Ref(v.buffer, v.start, writes=True) for v in out]
-    call.args = (*call.args, *written, Scratch(align(geo.scratch(rows))))
+    arm = geo.arm_scratch(row_classes * column_classes) if _for_arm(ctx.target) else 0
+    call.args = (*call.args, *written, Scratch(align(geo.scratch(rows) + arm)))
     return call
 
 
