@@ -23,13 +23,14 @@ from vqc.program import Program, op_text, tensor_text
 CALL_SECONDS = 3e-7  # what a call costs that does nothing
 LEVELS = (("l1", 32 << 10), ("l2", 1 << 20), ("dram", math.inf))  # bytes that a level is taken to hold
 
-# The part of the peak that a family's inner loops reach on large layers; a kernel that is not here is taken at OTHER.
-EFFICIENCY: dict[tuple[str, str], float] = {
-    ("conv_f32", "f32"): 0.75, ("conv_exact_f32", "f32"): 0.4, ("matmul", "f32"): 0.3, ("qconv", "int8"): 0.4,
-    ("qconv_c4", "int8"): 0.6, ("qlinear", "int8"): 0.2, ("bconv", "binary"): 0.7,
+# The part of the peak that kernels reach: of their kind's multiply-adds, or of the float ones where they do operations
+# on elements; by the beginning of the name, the longest that fits. Measured on RVM and RIFE with AVX-512.
+EFFICIENCY: dict[str, float] = {
+    "vqc_conv_f32": 0.7, "vqc_conv_transpose_f32": 0.5, "vqc_conv_exact": 0.25, "vqc_conv_transpose_exact": 0.25,
+    "vqc_qconv_c4": 0.55, "vqc_qconv_transpose_c4": 0.48, "vqc_qconv_dw_c4": 0.06, "vqc_qconv": 0.15, "vqc_bconv": 0.7,
+    "vqc_matmul": 0.3, "vqc_qlinear": 0.2, "vqc_grid_sample": 0.02, "vqc_avg_pool": 0.01, "vqc_parts_c4": 0.02,
+    "vqc_resize": 0.2, "vqc_": 0.25,
 }  # fmt: skip
-OTHER = 0.5
-ELEMENT_RATE = 0.25  # element operations a multiply-add of the float peak is worth
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,10 @@ def element_ops(call: Call) -> int:
     return written
 
 
-def seconds(family: str, kind: str, work: int, bytes_: int, peaks: Peaks = DEFAULT) -> float:
+def seconds(kernel: str, kind: str, work: int, bytes_: int, peaks: Peaks = DEFAULT) -> float:
     """The time one call should take: `work` multiply-adds of a kind, or element operations when the kind is ""."""
-    if kind:
-        rate = EFFICIENCY.get((family, kind), OTHER) * peaks.macs.get(kind, peaks.macs["f32"])
-    else:
-        rate = ELEMENT_RATE * peaks.macs["f32"]
+    part = EFFICIENCY[max((k for k in EFFICIENCY if kernel.startswith(k)), key=len, default="vqc_")]
+    rate = part * peaks.macs.get(kind or "f32", peaks.macs["f32"])
     level = next(name for name, size in LEVELS if bytes_ <= size)
     return max(work / rate, bytes_ / peaks.copy[level]) / 1e9 + CALL_SECONDS
 
@@ -128,6 +127,6 @@ def layers(program: Program, lowered: Lowered, peaks: Peaks = DEFAULT) -> list[L
         found.append(Layer(
             call.node, op_text(node.target) if node is not None else "result", call.kernel,
             tensor_text(node.meta["val"]) if node is not None else "", kind, count, ops, bytes_,
-            predicted_ms=seconds(call.family, kind, count or ops, bytes_, peaks) * 1e3,
+            predicted_ms=seconds(call.kernel, kind, count or ops, bytes_, peaks) * 1e3,
         ))  # fmt: skip
     return found

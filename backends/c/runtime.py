@@ -53,7 +53,7 @@ class CModel:
     """
 
     def __init__(self, model: Model, library: Path, threads: int = 1):
-        self.model = model
+        self.model, self.threads = model, threads
         self.library = ctypes.CDLL(str(library))
         self._struct = ModelStruct()
         self._weights = aligned(len(model.weights))
@@ -223,4 +223,5 @@ def profile(executable: Executable, parts: Sequence[CExecutable], steps: Sequenc
         best = spent if turn <= 1 else [min(a, b) for a, b in zip(best, spent, strict=True)]
     report = executable.report
     peaks = dict(parts[0].peaks().macs) if parts else {}
-    return replace(report, layers=measured(report.layers, best, peaks), peaks=peaks)
+    together = {kind: speed * parts[0].model.threads for kind, speed in peaks.items()}
+    return replace(report, layers=measured(report.layers, best, together), peaks=peaks)

@@ -84,8 +84,10 @@ def test_shares_speeds_and_parts_of_the_peak():
 
 def test_the_cost_of_a_call_grows_with_its_work_and_its_bytes():
     peaks = Peaks({"f32": 100.0, "int8": 400.0, "binary": 2000.0}, {"l1": 100.0, "l2": 50.0, "dram": 10.0})
-    heavy = seconds("conv_f32", "f32", 10**8, 10**5, peaks)
-    assert heavy == pytest.approx(10**8 / (0.75 * 100e9), rel=0.01)
-    assert seconds("qconv", "int8", 10**8, 10**5, peaks) < heavy
-    assert seconds("move", "", 10, 10**8, peaks) == pytest.approx(10**8 / 10e9, rel=0.01)  # what only moves is bound so
-    assert seconds("move", "", 10, 10**8, peaks) > seconds("move", "", 10, 10**5, peaks) * 1000
+    heavy = seconds("vqc_conv_f32", "f32", 10**8, 10**5, peaks)
+    assert heavy == pytest.approx(10**8 / (0.7 * 100e9), rel=0.01)
+    assert seconds("vqc_qconv_c4", "int8", 10**8, 10**5, peaks) < heavy
+    assert seconds("vqc_copy", "", 10, 10**8, peaks) == pytest.approx(10**8 / 10e9, rel=0.01)
+    assert seconds("vqc_copy", "", 10, 10**8, peaks) > seconds("vqc_copy", "", 10, 10**5, peaks) * 1000
+    assert seconds("vqc_qconv_dw_c4", "int8", 10**8, 10, peaks) > 5 * seconds("vqc_qconv_c4", "int8", 10**8, 10, peaks)
+    assert seconds("vqc_new", "f32", 10**8, 10, peaks) == seconds("another", "f32", 10**8, 10, peaks)
