@@ -194,6 +194,9 @@ class Lowering:
                 return expr.value
             if c4.by_rows(self, expr, node):
                 return c4.emit(self, expr, node)
+            plain = c4.emit_plain(self, expr, node)
+            if plain is not None:
+                return plain
             val = node.meta["val"]
             out = self.new(tuple(val.shape), val.dtype, node.name)
         params, values = ex.program(expr, out)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from vqc.backends.c import expr as ex
 from vqc.backends.c.expr import Expr
-from vqc.backends.c.ir import DTYPES, Array, Buffer, Ref, Struct, Value
+from vqc.backends.c.ir import DTYPES, Array, Buffer, Ref, Struct, Value, dense_strides, numel
 from vqc.backends.c.text import number
 
 if TYPE_CHECKING:
@@ -262,6 +262,21 @@ def write(results: Sequence[tuple[Expr, Value]], lead: int) -> RowCode:
     lines = [*w.head, *constants, *reads, "VQC_INDEPENDENT", "for (ptrdiff_t i = 0; i < n; i++) {",
              *("    " + line for line in w.body), "}"]  # fmt: skip
     return RowCode("\n".join("    " + line for line in lines), w.constants, w.operands, len(w.body))
+
+
+def flattened(e: Expr, shape: Sequence[int]) -> Expr | None:
+    """The expression over one run of all elements, if all it reads is dense and whole or one element."""
+    count = numel(shape)
+    if any(not (v.is_dense and v.shape == tuple(shape)) and v.count != 1 for v in e.loads()):
+        return None
+
+    def change(x: Expr) -> Expr | None:
+        if x.value is None:
+            return None
+        run = (1, 1, x.value.count)
+        return replace(x, value=replace(x.value, shape=run, strides=dense_strides(run)))
+
+    return ex.rewrite(e, change) if count > 0 else None
 
 
 def rows_struct(ctx: Lowering, code: RowCode, outputs: Sequence[Value]) -> Struct:

@@ -8,7 +8,7 @@ further outputs of the same call (`followers`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -16,7 +16,7 @@ from torch import fx
 from vqc.backends.c import expr as ex
 from vqc.backends.c import rows
 from vqc.backends.c.expr import Expr
-from vqc.backends.c.ir import Scratch, Struct, Value, align, numel
+from vqc.backends.c.ir import Scratch, Struct, Value, align, dense_strides, numel
 from vqc.backends.c.layouts import Layout, register_layout
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.packing import (
@@ -35,6 +35,7 @@ from vqc.program import Program, dtype_of, shape_of
 TRANSPOSED = ("vqc::qconv_transpose2d", "vqc::qconv_transpose2d_requantize")
 CONVOLUTIONS = ("vqc::qconv2d", "vqc::qconv2d_requantize", *TRANSPOSED)
 MOST_STRIDE = 8  # of a transposed convolution
+PLAIN_ELEMENTS, PLAIN_POSITIONS = 4096, 64  # of a float result that has a row program of its own
 MOST_FOLLOWED = 3  # readers of one result that are computed with it
 
 
@@ -120,6 +121,30 @@ def why_not_fused(e: Expr, shape: tuple[int, ...]) -> str | None:
 def by_rows(ctx: Lowering, e: Expr, node: fx.Node) -> bool:
     """Whether a row program computes an expression: it has sums, or its result is wanted in the layout c4."""
     return bool(sums_of(e)) or (wants_c4(ctx.program, node) and rows.why_not(e, shape_of(node)) is None)
+
+
+def emit_plain(ctx: Lowering, e: Expr, node: fx.Node) -> Value | None:
+    """The call of a generated row program for a large dense float result; None where the interpreter is as good."""
+    shape = shape_of(node)
+    if dtype_of(node) != torch.float32 or e.integer or numel(shape) < PLAIN_ELEMENTS:
+        return None
+    flat = rows.flattened(e, shape)
+    view = (1, 1, numel(shape)) if flat is not None else shape
+    e = e if flat is None else flat
+    if len(view) < 3 or numel(view[2:]) < PLAIN_POSITIONS or rows.why_not(e, view) is not None:
+        return None
+    out = ctx.new(shape, torch.float32, node.name)
+    code = rows.write([(e, replace(out, shape=view, strides=dense_strides(view)))], lead=0)
+    params = Struct("vqc_rows_c4_params", {
+        "n": view[0], "c": view[1], "positions": numel(view[2:]),
+        "rest": rows.rows_struct(ctx, code, [replace(out, shape=view, strides=dense_strides(view))]),
+    })  # fmt: skip
+    values = [o.value for o in code.operands]
+    shared = rows.may_share(replace(out, shape=view), code)
+    call = ctx.call("vqc_rows_c4", "c4", params, tuple(values) or None, comment=f"{node.name}: {code.count} operations",
+                    inplace=(out.buffer, shared) if shared else None)  # fmt: skip
+    call.args = (*call.args, rows.refs([out], writes=True))
+    return out
 
 
 def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
