@@ -149,21 +149,46 @@ def _publish(made: Path, final: Path) -> Path:
     return final
 
 
+def object_key(unit: Unit, sources: dict[str, str], flags: Sequence[str], compiler: Compiler, host: str = "") -> str:
+    """What an object file is known by: its source with all headers, every flag, the compiler."""
+    headers = {k: v for k, v in sources.items() if k.endswith(".h")}
+    text = sources[unit.file]
+    forced = [headers[ISA_HEADER]] if ISA_HEADER in unit.flags else []
+    needed = [f"{h}:{headers[h]}" for h in _includes(text, headers)]
+    return _hash(unit.file, text, *needed, *forced, *flags, *unit.flags, compiler.version, host)
+
+
+def compile_units(keys: dict[Unit, str], command: Sequence[str], folder: Path) -> list[Path]:
+    """The objects of units, in their order: from the cache, or compiled in the folder that has the sources.
+
+    Raises TargetError when one does not compile.
+    """
+    cache = cache_dir() / "obj"
+    cache.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(unit: Unit) -> Path:
+        final = cache / f"{keys[unit]}.o"
+        if final.exists():
+            return final
+        with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as own:
+            made = Path(own) / unit.object
+            run_compiler([*command, *unit.flags, "-fPIC", "-c", unit.file, "-o", str(made)], folder, unit.file)
+            return _publish(made, final)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return list(pool.map(compile_one, keys))
+
+
 def build_library(sources: dict[str, str], target: str, compiler: Compiler) -> Path:
     """Compile C sources (files by name, headers among them) to a shared library; returns its path in the cache.
 
     Raises TargetError with the compiler's message when a file does not compile; the sources are kept where it says.
     """
     cache = cache_dir()
-    headers = {k: v for k, v in sources.items() if k.endswith(".h")}
     host = _host() if target == "native" else ""
     base = compiler.baseline() if target_called(target).dispatch else []
-    keys: dict[Unit, str] = {}
-    for unit in units(target_called(target), sources, CONTRACTED):
-        text = sources[unit.file]
-        forced = [headers[ISA_HEADER]] if ISA_HEADER in unit.flags else []
-        needed = [f"{h}:{headers[h]}" for h in _includes(text, headers)]
-        keys[unit] = _hash(unit.file, text, *needed, *forced, *base, *unit.flags, compiler.version, host)
+    todo = units(target_called(target), sources, CONTRACTED)
+    keys = {unit: object_key(unit, sources, base, compiler, host) for unit in todo}
     library = cache / "lib" / f"{_hash(*sorted(keys.values()), compiler.version)}.so"
     if library.exists():
         return library
@@ -177,16 +202,7 @@ def build_library(sources: dict[str, str], target: str, compiler: Compiler) -> P
         for file, text in sources.items():
             (Path(folder) / file).write_text(text)
 
-        def compile_one(unit: Unit) -> Path:
-            final = cache / "obj" / f"{keys[unit]}.o"
-            if final.exists():
-                return final
-            command = [*compiler.command, *base, *unit.flags, "-fPIC", "-c", unit.file, "-o", unit.object]
-            run_compiler(command, Path(folder), unit.file)
-            return _publish(Path(folder) / unit.object, final)
-
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            objects = list(pool.map(compile_one, keys))
+        objects = compile_units(keys, [*compiler.command, *base], Path(folder))
         made = Path(folder) / "model.so"
         threads = ["-pthread"] if THREAD_POOL in sources else []
         run_compiler([*compiler.command, "-shared", "-fPIC", *threads, *map(str, objects), "-o", made.name, "-lm"],

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+import shutil
 from pathlib import Path
 
-from vqc.backends.c.build import Compiler, find_compiler, run_compiler
+from vqc.backends.c.build import Compiler, compile_units, find_compiler, object_key, run_compiler
 from vqc.backends.c.emit import CONTRACTED
-from vqc.backends.c.targets import THREAD_POOL, Target, Unit, target_called, units
+from vqc.backends.c.targets import THREAD_POOL, Target, target_called, units
 from vqc.errors import ArtifactError, TargetError
 
 ANDROID = "aarch64-linux-android"  # zig has no C library for it: what it compiles, the NDK has to link
@@ -32,22 +31,18 @@ def build_export(folder: Path, target: str, variant: str | None = None, compiler
         raise ArtifactError(f"{folder} is not an export", way_out="make it with vqc export")
     out = folder.absolute() / "build" / (f"{target}-{chosen.name}" if chosen else target)
     out.mkdir(parents=True, exist_ok=True)
-    files = sorted(p.name for p in folder.glob("*.c"))
-    command = [*compiler.command, *_machine(wanted, compiler)]
-
-    def compile_one(unit: Unit) -> Path:
-        made = out / unit.object
-        run_compiler([*command, *unit.flags, "-c", unit.file, "-o", str(made)], folder, unit.file)
-        return made
-
-    todo = units(wanted, [*files, *(p.name for p in folder.glob("*.h"))], CONTRACTED, variant)
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        objects = {u: str(o) for u, o in zip(todo, pool.map(compile_one, todo), strict=True)}
+    machine = _machine(wanted, compiler)
+    command = [*compiler.command, *machine]
+    sources = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".c", ".h")}
+    keys = {u: object_key(u, sources, machine, compiler) for u in units(wanted, sources, CONTRACTED, variant)}
+    objects = {u: str(out / u.object) for u in keys}
+    for made, kept in zip(objects.values(), compile_units(keys, command, folder), strict=True):
+        shutil.copyfile(kept, made)
     if wanted.triple == ANDROID:
         return {}
-    mains = [f for f in files if f.endswith(("_test.c", "_camera.c"))]
+    mains = [f for f in sources if f.endswith(("_test.c", "_camera.c"))]
     library = [o for u, o in objects.items() if u.file not in mains]
-    libs = ["-lm", *(["-pthread"] if THREAD_POOL in files else [])]
+    libs = ["-lm", *(["-pthread"] if THREAD_POOL in sources else [])]
     programs = {}
     for unit, made in objects.items():
         if unit.file in mains:
