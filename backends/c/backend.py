@@ -87,7 +87,7 @@ def generate_model(program: Program, target: str, workers: int = 1, licence: str
 
 
 class CBackend(Backend):
-    """Whole-model C, ahead of time. Options: cc, threads, fallback ("eager" or "none"), self_test (export)."""
+    """Whole-model C, ahead of time. Options: cc, threads, fallback (eager, none), tune; self_test, licence (export)."""
 
     name: ClassVar[str] = "c"
 
