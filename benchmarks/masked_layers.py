@@ -2,8 +2,8 @@
 
 python -m benchmarks.masked_layers
 
-One thread. Masks are blobs: smoothed noise at 1/8 of the width, above the quantile that gives the density; the density
-stated is the mask's own. A layer and its masks run in one process in turn, and the least of the repeats counts.
+One thread. Masks are blobs: smooth noise of 8 cells over the width, above the quantile that gives the density. A layer
+and its masks run in one process in turn, and the least of the repeats counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vqc.report.tables import markdown
 
 LAYERS = ((128, 36, 64), (64, 72, 128), (32, 144, 256), (16, 288, 512))  # channels in and out, height, width
 DENSITIES = (0.0, 0.1, 0.24, 0.5, 0.75, 1.0)
-CELLS = 16  # blobs are made on a grid of so many cells over the width
+CELLS = 8  # over the width, in the grid that blobs are made on
 
 
 def blobs(density: float, h: int, w: int, seed: int = 0) -> Tensor:

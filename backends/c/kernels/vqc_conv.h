@@ -44,7 +44,8 @@ VQC_CONV_FLOAT(vqc_conv_exact_f32)           /* product and sum rounded one by o
 VQC_CONV_FLOAT(vqc_conv_transpose_exact_f32)
 
 /* vqc_conv_f32 where mask [n][oh][ow] is not 0, and 0 elsewhere; a mask of NULL is true everywhere. Pictures only (kd 1).
- * More scratch: (2 * rows * pitch + 2 * (packed rows) + 68) * 4 bytes, as vqc_conv_masked.h divides them. */
+ * More scratch: (3 * rows * pitch + 2 * (packed rows) + taps + 68) * 4 bytes, and from 32 output channels of a
+ * group on (48 * planes * taps + 16) * 4 more, as cv_cover of vqc_conv_masked.h divides them. */
 void vqc_masked_conv_f32(const vqc_model *m, const vqc_conv_params *p, const float *x, const float *w,
                          const float *bias, const float *slope, const uint8_t *mask, float *y, void *scratch);
 

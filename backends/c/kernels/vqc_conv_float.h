@@ -117,7 +117,9 @@ static inline void cv_keep(const cv_job *j, ptrdiff_t at, const cv_room *room, p
     cv_keep_f32(j->y + at, room->f + from, mask);
 }
 
-static inline void cv_put(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from) { j->y[at] = room->f[from]; }
+static inline void cv_put(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from, ptrdiff_t n) {
+    cv_put_f32(j->y + at, room->f + from, n);
+}
 
 static void cv_blank(const cv_job *j, ptrdiff_t at, ptrdiff_t n) { memset(j->y + at, 0, (size_t)n * sizeof(float)); }
 #endif

@@ -1,5 +1,5 @@
 /* Convolutions under a mask: only positions where the mask is true are computed, the others are set to the inactive
- * * value. Included by vqc_conv_core.h for the files that define CV_MASKED and the functions declared below.
+ * value. Included by vqc_conv_core.h for the files that define CV_MASKED and the functions declared below.
  *
  * How it works. The active positions of a band are covered, from the first one on, by pieces of CV_PIECE neighbours. A
  * tile takes pieces from anywhere, CV_PIECES in each vector, so the work follows the mask and not the picture, and only
@@ -21,18 +21,21 @@ static inline CV_V cv_join(const CV_E *const *p, ptrdiff_t at) { return *(const 
 #endif
 
 #define CV_SPREAD_WIDE VQC_TILE_VECTORS
+#define CV_MOST 64 /* at least as many positions as a tile or a group (vqc_conv_gathered.h) has */
 #define CV_ROOM 64
+#define CV_GATHER_CHANNELS 32 /* output channels of a group from which on gathering may pay */
 
 /* Outputs of a tile before they go to their places, as float or as u8. */
 typedef union cv_room {
-    float f[8 * VQC_VL * CV_SPREAD_WIDE];
-    uint8_t b[8 * VQC_VL * CV_SPREAD_WIDE];
+    float f[8 * CV_MOST];
+    uint8_t b[8 * CV_MOST];
 } cv_room;
 
 static cv_job cv_redirect(const cv_job *j, cv_room *room); /* a copy of the job whose outputs go to `room` */
 /* A piece of outputs from room[from] to y[at], the inactive value where its mask is 0. */
 static inline void cv_keep(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from, const uint8_t *mask);
-static inline void cv_put(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from); /* the same for one output */
+/* n outputs from room[from] to y[at]; n is at most CV_COPY. */
+static inline void cv_put(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from, ptrdiff_t n);
 static void cv_blank(const cv_job *j, ptrdiff_t at, ptrdiff_t n); /* the inactive value to n outputs from y[at] on */
 
 /* What cv_keep is for float outputs. */
@@ -51,9 +54,17 @@ static inline void cv_keep_f32(float *y, const float *room, const uint8_t *mask)
 
 /* And for u8. */
 static inline void cv_keep_u8(uint8_t *y, const uint8_t *room, const uint8_t *mask, uint8_t inactive) {
-    uint8_t v[CV_PIECE];
-    for (int i = 0; i < CV_PIECE; i++) v[i] = mask[i] ? room[i] : inactive;
-    memcpy(y, v, sizeof v);
+#if VQC_VL == 1
+    *y = *mask ? *room : inactive;
+#else
+    typedef uint8_t bytes __attribute__((vector_size(CV_PIECE)));
+    bytes m, v;
+    memcpy(&m, mask, sizeof m);
+    memcpy(&v, room, sizeof v);
+    m = (bytes)(m != 0);
+    v = (v & m) | (inactive & ~m);
+    memcpy(y, &v, sizeof v);
+#endif
 }
 
 /* As CV_TILE, but every vector's positions come from CV_PIECES pieces that start at any position. */
@@ -92,10 +103,14 @@ typedef struct cv_active {
     const uint8_t *mask;  /* of the band, [rows][ow] */
     int32_t *start;       /* position where each piece starts, some repeats behind the last one */
     int32_t *to;          /* its place in the mask and in an output channel; -1: it goes over the end of a row */
+    int32_t *length;      /* of runs, which there are instead of pieces when `runs` */
+    int32_t *off;         /* room for offsets of the taps among gathered inputs, */
+    void *gathered;       /* and for these */
     uint64_t *read;       /* for every packed row, one bit for each 2^shift columns: whether a piece reads there */
     int shift;
     ptrdiff_t count;      /* pieces */
     int dense;            /* compute every position instead */
+    int runs;
 } cv_active;
 
 static ptrdiff_t cv_next_active(const uint8_t *mask, ptrdiff_t c, ptrdiff_t n) {
@@ -110,47 +125,6 @@ static ptrdiff_t cv_next_active(const uint8_t *mask, ptrdiff_t c, ptrdiff_t n) {
 
 static void cv_mark(cv_active *a, ptrdiff_t row, ptrdiff_t first, ptrdiff_t end) {
     for (ptrdiff_t k = first >> a->shift; k <= (end - 1) >> a->shift; k++) a->read[row] |= (uint64_t)1 << k;
-}
-
-/* Cover the active positions of a band. The taps go `down` rows and `reach` columns further. `room`: numbers for two
- * times all positions, two times the packed rows, and CV_ROOM more. */
-static cv_active cv_cover(const cv_band *b, const uint8_t *mask, ptrdiff_t down, ptrdiff_t reach, int32_t *room) {
-    const ptrdiff_t positions = (b->rows - 1) * b->pitch + b->ow, rows = b->rows + down;
-    int32_t *const to = room + 2 * (rows + 1);
-    cv_active a = {mask, to + b->rows * b->pitch, to, (uint64_t *)(void *)room, 6, 0, 0};
-    const int narrow = b->pitch < CV_PIECE + reach || positions < CV_PIECE; /* a piece might reach over two rows' ends */
-    ptrdiff_t next = 0; /* the first position no piece covers yet */
-    while (b->pitch >> a.shift >= 64) a.shift++;
-    memset(a.read, 0, (size_t)(rows + 1) * sizeof(uint64_t));
-    for (ptrdiff_t r = 0; r < b->rows; r++) {
-        ptrdiff_t c = next > r * b->pitch ? next - r * b->pitch : 0;
-        while ((c = cv_next_active(mask + r * b->ow, c, b->ow)) < b->ow) {
-            ptrdiff_t at = r * b->pitch + c, row = r, col = c;
-            if (narrow) {
-                a.count = 1;
-                a.dense = 1;
-                return a;
-            }
-            if (at > positions - CV_PIECE) {
-                at = positions - CV_PIECE;
-                row = at / b->pitch;
-                col = at % b->pitch;
-            }
-            const ptrdiff_t end = col + CV_PIECE + reach, over = end - b->pitch;
-            a.start[a.count] = (int32_t)at;
-            a.to[a.count++] = (int32_t)(col + CV_PIECE <= b->ow ? row * b->ow + col : -1);
-            cv_mark(&a, row, col, over > 0 ? b->pitch : end);
-            if (over > 0) cv_mark(&a, row + 1, 0, over);
-            c = at + CV_PIECE - r * b->pitch;
-        }
-        if (c > next - r * b->pitch) next = r * b->pitch + c;
-    }
-    if (a.count > 0)
-        for (ptrdiff_t i = 0; i < CV_SPREAD_WIDE * CV_PIECES; i++) a.start[a.count + i] = a.start[a.count - 1];
-    for (ptrdiff_t r = rows - 1; r > 0; r--) /* a packed row serves the taps of several rows of outputs */
-        for (ptrdiff_t k = r - 1; k >= 0 && k >= r - down; k--) a.read[r] |= a.read[k];
-    a.dense = 16 * a.count * CV_PIECE >= 15 * positions;
-    return a;
 }
 
 /* The number of the lowest bit that is set; 64 when there is none. */
@@ -200,12 +174,63 @@ static void cv_clear(const cv_job *j, const cv_band *b, const cv_active *a, ptrd
     }
 }
 
+#include "vqc_conv_gathered.h"
+
+/* Cover the active positions of a band. The taps go `down` rows and `reach` columns further. `room`: numbers for three
+ * times all positions, two times the packed rows, the taps, and CV_ROOM more; then, for layers of CV_GATHER_CHANNELS or
+ * more, room for gathered inputs. */
+static cv_active cv_cover(const cv_band *b, const uint8_t *mask, ptrdiff_t down, ptrdiff_t reach, int32_t *room) {
+    const ptrdiff_t positions = (b->rows - 1) * b->pitch + b->ow, rows = b->rows + down;
+    const ptrdiff_t most = b->rows * b->pitch;
+    int32_t *const to = room + 2 * (rows + 1), *const off = to + 3 * most + CV_ROOM / 2;
+    cv_active a = {mask, to + 2 * most, to, to + most, off, off + b->taps, (uint64_t *)(void *)room, 6, 0, 0, 0};
+    const int narrow = b->pitch < CV_PIECE + reach || positions < CV_PIECE; /* a piece might reach over two rows' ends */
+    ptrdiff_t next = 0; /* the first position no piece covers yet */
+    while (b->pitch >> a.shift >= 64) a.shift++;
+    memset(a.read, 0, (size_t)(rows + 1) * sizeof(uint64_t));
+    for (ptrdiff_t r = 0; r < b->rows; r++) {
+        ptrdiff_t c = next > r * b->pitch ? next - r * b->pitch : 0;
+        while ((c = cv_next_active(mask + r * b->ow, c, b->ow)) < b->ow) {
+            ptrdiff_t at = r * b->pitch + c, row = r, col = c;
+            if (narrow) {
+                a.count = 1;
+                a.dense = 1;
+                return a;
+            }
+            if (at > positions - CV_PIECE) {
+                at = positions - CV_PIECE;
+                row = at / b->pitch;
+                col = at % b->pitch;
+            }
+            const ptrdiff_t end = col + CV_PIECE + reach, over = end - b->pitch;
+            a.start[a.count] = (int32_t)at;
+            a.to[a.count++] = (int32_t)(col + CV_PIECE <= b->ow ? row * b->ow + col : -1);
+            cv_mark(&a, row, col, over > 0 ? b->pitch : end);
+            if (over > 0) cv_mark(&a, row + 1, 0, over);
+            c = at + CV_PIECE - r * b->pitch;
+        }
+        if (c > next - r * b->pitch) next = r * b->pitch + c;
+    }
+    if (a.count == 0) return a;
+    for (ptrdiff_t i = 0; i < CV_SPREAD_WIDE * CV_PIECES; i++) a.start[a.count + i] = a.start[a.count - 1];
+    a.dense = 16 * a.count * CV_PIECE >= 15 * positions;
+    cv_choose_runs(b, &a, down, reach);
+    for (ptrdiff_t r = rows - 1; r > 0; r--) /* a packed row serves the taps of several rows of outputs */
+        for (ptrdiff_t k = r - 1; k >= 0 && k >= r - down; k--) a.read[r] |= a.read[k];
+    return a;
+}
+
+/* Whether some pieces lie side by side, given where they start. */
+static int cv_beside(const int32_t *start, ptrdiff_t pieces) {
+    for (ptrdiff_t p = 1; p < pieces; p++)
+        if (start[p] != start[p - 1] + CV_PIECE) return 0;
+    return 1;
+}
+
 /* Whether some pieces lie side by side in one row with every position active. */
 static int cv_solid(const cv_active *a, ptrdiff_t piece, ptrdiff_t pieces) {
     const int32_t *to = a->to + piece;
-    for (ptrdiff_t p = 0; p < pieces; p++)
-        if (to[p] < 0 || to[p] != to[0] + p * CV_PIECE) return 0;
-    return memchr(a->mask + to[0], 0, (size_t)(pieces * CV_PIECE)) == NULL;
+    return to[0] >= 0 && cv_beside(to, pieces) && memchr(a->mask + to[0], 0, (size_t)(pieces * CV_PIECE)) == NULL;
 }
 
 /* Bring the pieces of a tile of channels [o, o + block) to the output; t is [block][count]. */
@@ -232,7 +257,7 @@ static void cv_place(const cv_job *j, const cv_band *b, const cv_active *a, ptrd
             const ptrdiff_t over = col + k >= b->pitch, c = col + k - over * b->pitch, at = (row + over) * b->ow + c;
             if (c >= b->ow || a->mask[at] == 0) continue;
             for (ptrdiff_t i = 0; i < left; i++)
-                cv_put(j, y + i * b->y_plane + at, &room, i * count + p * CV_PIECE + k);
+                cv_put(j, y + i * b->y_plane + at, &room, i * count + p * CV_PIECE + k, 1);
         }
     }
 }
@@ -251,6 +276,10 @@ static void cv_run_masked(const cv_job *j, const cv_band *b, const cv_active *a,
         cv_clear(j, b, a, 0, b->og, 0);
         return;
     }
+    if (a->runs) {
+        cv_run_gathered(j, b, a, expanded);
+        return;
+    }
     for (ptrdiff_t o = 0; o < b->og;) {
         const ptrdiff_t left = b->og - o, block = left > 4 ? 8 : left > 1 ? 4 : 1;
         const cv_spread big = block == 8 ? cv_spread_wide_8 : block == 4 ? cv_spread_wide_4 : cv_spread_wide_1;
@@ -259,7 +288,10 @@ static void cv_run_masked(const cv_job *j, const cv_band *b, const cv_active *a,
         cv_clear(j, b, a, o, cv_min(left, block), 1);
         for (ptrdiff_t p = 0; p < a->count;) {
             const ptrdiff_t rest = a->count - p, many = rest > CV_PIECES, take = CV_PIECES * (many ? CV_SPREAD_WIDE : 1);
-            (many ? big : small)(b->x, a->start + p, b->planes, b->plane, b->off, b->taps, w, t);
+            if (many && block == 8 && cv_beside(a->start + p, take))
+                cv_wide_8(b->x + a->start[p], b->planes, b->plane, b->off, b->taps, w, t);
+            else
+                (many ? big : small)(b->x, a->start + p, b->planes, b->plane, b->off, b->taps, w, t);
             cv_place(j, b, a, o, block, p, cv_min(rest, take), take * CV_PIECE, t);
             p += take;
         }

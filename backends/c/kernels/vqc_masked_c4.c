@@ -110,10 +110,11 @@ static void cv_pack_row(const cv_job *j, int32_t *restrict dst, const ptrdiff_t 
 static void cv_store(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step, const int32_t *restrict t, ptrdiff_t n) {
     const vqc_conv_params *p = j->p;
     const int32_t offset = j->offset[MC_SIGNED * p->o + o];
+    (void)step; /* it is 1: nothing here is transposed */
     const float scale = j->scale[o], bias = j->bias != NULL ? j->bias[o] : -0.0f; /* x + -0 is x, for every x */
     if (j->real != NULL) {
         float *restrict y = j->real + at;
-        for (ptrdiff_t i = 0; i < n; i++) y[i * step] = (float)(t[i] - offset) * scale + bias;
+        for (ptrdiff_t i = 0; i < n; i++) y[i] = (float)(t[i] - offset) * scale + bias;
         return;
     }
     uint8_t *restrict y = j->byte + at;
@@ -124,7 +125,7 @@ static void cv_store(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step,
         v = rintf(v * inv) + zero;
         v = v > 0.0f ? v : 0.0f;
         v = v < 255.0f ? v : 255.0f;
-        y[i * step] = (uint8_t)(int32_t)v;
+        y[i] = (uint8_t)(int32_t)v;
     }
 }
 
@@ -146,11 +147,11 @@ static inline void cv_keep(const cv_job *j, ptrdiff_t at, const cv_room *room, p
         cv_keep_u8(j->byte + at, room->b + from, mask, (uint8_t)j->p->zero_point);
 }
 
-static inline void cv_put(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from) {
+static inline void cv_put(const cv_job *j, ptrdiff_t at, const cv_room *room, ptrdiff_t from, ptrdiff_t n) {
     if (j->real != NULL)
-        j->real[at] = room->f[from];
+        cv_put_f32(j->real + at, room->f + from, n);
     else
-        j->byte[at] = room->b[from];
+        cv_put_u8(j->byte + at, room->b + from, n);
 }
 
 static void cv_blank(const cv_job *j, ptrdiff_t at, ptrdiff_t n) {

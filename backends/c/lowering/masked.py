@@ -7,21 +7,28 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from vqc.backends.c import expr as ex
 from vqc.backends.c.ir import Struct, align
 from vqc.backends.c.lower import Lowering
+from vqc.backends.c.lowering import binary
 from vqc.backends.c.lowering.conv import constant_arguments, geometry, packed_weight
+from vqc.backends.c.lowering.pointwise import finish, operand
 from vqc.backends.c.packing import C4Geometry, Geometry, pack_c4
 from vqc.backends.c.registry import all_of, lowering, only
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
 
-LIST_SPARE = 68  # what the lists hold beside a number for every position and row, in vqc_conv_masked.h
+LIST_SPARE = 68  # what the lists of vqc_conv_masked.h hold beside numbers for every position, row and tap
+GROUP, COPY, GATHER_CHANNELS = 48, 16, 32  # CV_GROUP, CV_COPY, CV_GATHER_CHANNELS
 
 
 def list_bytes(geo: Geometry, rows: int) -> int:
-    """Scratch for the lists of pieces and of columns of a band (cv_cover)."""
+    """Scratch for the lists of a band, and for gathered inputs (cv_cover)."""
     down, right = ((geo.kernel[i] - 1) * geo.dilation[i] // geo.stride[i] for i in (1, 2))
-    return align(4 * (2 * rows * (geo.out[2] + right) + 2 * (rows + down) + LIST_SPARE))
+    taps = geo.kernel[1] * geo.kernel[2]
+    lists = 3 * rows * (geo.out[2] + right) + 2 * (rows + down) + taps + LIST_SPARE
+    gathered = GROUP * geo.planes * taps + COPY if geo.o // geo.groups >= GATHER_CHANNELS else 0
+    return align(4 * (lists + gathered))
 
 
 @lowering("vqc::masked_conv2d", check=all_of(only(torch.float32, torch.bool), constant_arguments("weight", "bias")))
@@ -91,5 +98,18 @@ def lower_masked_qconv(ctx: Lowering, node: fx.Node) -> None:
         ctx.weight(pack_words(weight, geo.groups), "weight"), ctx.weight(scale, "scale"),
         ctx.weight(bias, "bias") if bias is not None else None, ctx.weight(offset, "offset"),
         ctx.weight(zeros, "x_zero"), ctx.dense(argument(node, "mask")), out=[ctx.result(node)],
-        scratch=words.scratch(rows) + align(in_place) + list_bytes(geo, rows),
+        scratch=words.scratch(rows) + align(in_place) + list_bytes(words, rows),
     )  # fmt: skip
+
+
+# ---- binary: every position is computed, then the mask chooses -----------------------------------------------------
+
+
+@lowering("vqc::masked_bconv2d", check=all_of(binary._binary_weight, constant_arguments("scale", "bias")))
+def lower_masked_bconv(ctx: Lowering, node: fx.Node) -> None:
+    scale, bias = ctx.constant(argument(node, "scale")), ctx.constant(argument(node, "bias"))
+    assert scale is not None
+    y = ctx.new(shape_of(node), torch.float32, f"{node.name}_everywhere")
+    floats = [ctx.weight(scale, "scale"), ctx.weight(bias, "bias") if bias is not None else None, None, None, None]
+    binary._call(ctx, node, "vqc_bconv2d", {"act": "VQC_BACT_NONE", "taus": 0}, floats, [y, None])
+    finish(ctx, node, ex.apply("where", operand(ctx, node, argument(node, "mask")), ex.load(y), ex.const(0.0)))

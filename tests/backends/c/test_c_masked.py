@@ -53,7 +53,8 @@ def cases(draw):
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     size = [draw(st.integers(max(1, r + 1 - 2 * p), r + 14)) for r, p in zip(reach, padding, strict=True)]
     size[1] += draw(st.sampled_from([0, 9, 40, 120]))
-    cin, cout = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 4, 5, 7, 8, 9, 17]))
+    cin = draw(st.integers(1, 5))
+    cout = draw(st.sampled_from([1, 2, 4, 5, 7, 8, 9, 17, 33, 38, 64]))  # from 32 on inputs may be gathered
     return {
         "n": draw(st.integers(1, 2)), "c": cin, "o": cout * groups, "groups": groups, "size": size,
         "kernel": kernel, "tail": [stride, padding, dilation, groups], "bias": draw(st.booleans()),
@@ -90,6 +91,16 @@ def _integer(c):
     return vops.masked_qconv2d_requantize.default, x, _mask(c, g), [w, scale, b, zero], [*c["tail"], c["act"], 17.3, 31]
 
 
+def _binary(c):
+    g = torch.Generator().manual_seed(c["seed"])
+    channels = c["c"] * 11
+    x = 1 - 2 * torch.randint(0, 2, (c["n"], channels, *c["size"]), generator=g).to(torch.int8)
+    w = 1 - 2 * torch.randint(0, 2, (c["o"], channels, *c["kernel"]), generator=g).to(torch.int8)
+    scale = torch.rand(c["o"], generator=g)
+    b = torch.randn(c["o"], generator=g) if c["bias"] else None
+    return vops.masked_bconv2d.default, x, _mask(c, g), [w, scale, b], c["tail"][:3]
+
+
 def _program(makers):
     """One Program with a convolution for each maker: one compilation instead of many."""
     made = list(makers)
@@ -117,12 +128,19 @@ def test_integers_equal_bit_for_bit(drawn, target):
     check(_program(map(_integer, drawn)), exact=True, target=target)
 
 
+@settings(max_examples=3, deadline=None)
+@given(st.lists(cases(), min_size=3, max_size=5), st.sampled_from(["native", "portable"]))
+def test_binary_ones_equal_bit_for_bit(drawn, target):
+    check(_program(map(_binary, drawn)), exact=True, target=target)
+
+
+@pytest.mark.parametrize("channels", [20, 70])
 @pytest.mark.parametrize("kind", MASKS)
-def test_picture_sized_layer_keeps_the_bits_of_the_dense_one(kind):
+def test_picture_sized_layer_keeps_the_bits_of_the_dense_one(kind, channels):
     """Over several bands, every kept position has what the kernel without a mask gives."""
     g = torch.Generator().manual_seed(3)
     mask = mask_of(kind, (1, 1, 70, 131), g)
-    args = (torch.randn(20, 24, 3, 3, generator=g), torch.randn(20, generator=g))
+    args = (torch.randn(channels, 24, 3, 3, generator=g), torch.randn(channels, generator=g))
     tail = ([1, 1], [1, 1], [1, 1], 1)
 
     def build(b, x, m):
