@@ -109,7 +109,9 @@ def _weight(ctx: Lowering, arg: Any, geo: Geometry) -> Value:
     numbers = torch.arange(1, numel(shape) + 1, dtype=torch.int32).reshape(shape)
     order = packed_weight(geo, numbers) - 1  # -1 where the packing fills in zeros
     packed = ctx.new((order.numel(),), torch.float32)
-    params = Struct("vqc_gather_params", {"size": 4, "outer": 1, "h": 1, "w": numel(shape), "oh": 1, "ow": order.numel()})
+    params = Struct(
+        "vqc_gather_params", {"size": 4, "outer": 1, "h": 1, "w": numel(shape), "oh": 1, "ow": order.numel()}
+    )
     ctx.call("vqc_gather", "move", params, ctx.dense(arg), ctx.weight(torch.zeros(1, dtype=torch.int32), "rows"),
              ctx.weight(order.to(torch.int32), "packing"), ctx.weight(torch.zeros(1), "fill"), out=[packed])  # fmt: skip
     return packed

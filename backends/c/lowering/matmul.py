@@ -44,8 +44,8 @@ def transposed(v: Value) -> Value:
 def product(ctx: Lowering, a: Value, b: Value | torch.Tensor, bias: Value | None, out: Value) -> None:
     """out [..., M, N] = a [..., M, K] b [..., K, N] (+ bias [N]); batches broadcast, a and b may have any strides.
 
-    A tensor for b is a constant matrix [K, N]: it goes into the weights in panels. The rows of out may be part of longer
-    ones.
+    A tensor for b is a constant matrix [K, N]: it goes into the weights in panels. The rows of out may be parts of
+    longer ones.
     """
     constant = isinstance(b, torch.Tensor)
     batch, (m, n), k = out.shape[:-2], out.shape[-2:], a.shape[-1]

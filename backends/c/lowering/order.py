@@ -140,7 +140,7 @@ def lower_search(ctx: Lowering, node: fx.Node) -> None:
 
 @dataclass(frozen=True)
 class Index:
-    """An index tensor: its int64 value, its strides over the points, and the size and stride of the axis it picks from."""
+    """An index tensor: its int64 value, its strides over the points; size and stride of the axis it picks from."""
 
     value: Value
     walk: tuple[int, ...]

@@ -95,8 +95,9 @@ def lower_reduce(ctx: Lowering, node: fx.Node) -> None:
     if whole or source.dtype != torch.float32:
         source = converted(ctx, source, torch.int64 if whole else torch.float32, truth=truth)
     x, outer, count, inner = reduce_axes(ctx, source, _axes(node))
+    factor = 1.0 / count if name == "mean" else 1.0
     params = Struct("vqc_reduce_params", {"kind": "VQC_REDUCE_" + _KINDS[name], "outer": outer, "count": count,
-                                          "inner": inner, "factor": 1.0 / count if name == "mean" else 1.0})  # fmt: skip
+                                          "inner": inner, "factor": factor})  # fmt: skip
     out = ctx.result(node)
     if not whole:
         ctx.call("vqc_reduce_f32", "reduce", params, x, out=[out])
@@ -125,8 +126,8 @@ def lower_running(ctx: Lowering, node: fx.Node) -> None:
     out = ctx.result(node)
     dim = int(argument(node, "dim")) % max(len(x.shape), 1)
     params = Struct("vqc_reduce_params", {
-        "kind": "VQC_REDUCE_" + _KINDS[_name(node)], "outer": numel(x.shape[:dim]), "count": numel(x.shape[dim : dim + 1]),
-        "inner": numel(x.shape[dim + 1 :]),
+        "kind": "VQC_REDUCE_" + _KINDS[_name(node)], "outer": numel(x.shape[:dim]),
+        "count": numel(x.shape[dim : dim + 1]), "inner": numel(x.shape[dim + 1 :]),
     })  # fmt: skip
     made = out if floats or out.dtype == torch.int64 else ctx.new(out.shape, torch.int64)
     ctx.call(f"vqc_running_{'f32' if floats else 's64'}", "reduce", params, x, out=[made])

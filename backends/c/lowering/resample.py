@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import fx
 
 from vqc.backends.c.ir import Struct, Value, numel

@@ -40,8 +40,8 @@ def lower_deform(ctx: Lowering, node: fx.Node) -> None:
         columns = ctx.new((n, groups, depth, height * ow), torch.float32, "columns")
         ctx.call("vqc_deform_columns_f32", "sample", Struct("vqc_deform_params", fields), x, offset, mask,
                  out=[columns])  # fmt: skip
-        left = Value(weight.buffer, weight.dtype, (groups, o // groups, depth), dense_strides((groups, o // groups, depth)),
-                     weight.offset)  # fmt: skip
+        matrix = (groups, o // groups, depth)
+        left = Value(weight.buffer, weight.dtype, matrix, dense_strides(matrix), weight.offset)
         shape = (n, groups, o // groups, height * ow)
         into = Value(out.buffer, out.dtype, shape, dense_strides((*shape[:3], oh * ow)), top * ow)
         product(ctx, left, columns, None, into)

@@ -48,7 +48,7 @@ def _adaptive(size: int, out: int) -> Windows:
 
 
 def windows_of(node: fx.Node) -> tuple[list[Windows], list[int]]:
-    """The windows along depth, height and width, and the dilation of each; axes the operator does not have are single."""
+    """The windows along depth, height and width, and the dilation of each; an axis that is not there has one window."""
     axes = axes_of(node)
     size, out = shape_of(node.args[0])[-axes:], _result_shape(node)[-axes:]
     dilation = [1] * axes

@@ -19,8 +19,9 @@ UNARY: dict[str, torch.Tensor] = {
     "log2": POSITIVE, "log10": POSITIVE, "exp2": ANY, "tan": UNIT, "asin": UNIT, "acos": UNIT, "atan": ANY, "sinh": ANY,
     "cosh": ANY, "asinh": ANY, "acosh": POSITIVE + 1, "atanh": UNIT, "sgn": ANY, "isnan": ODD, "isinf": ODD,
     "isfinite": ODD, "isposinf": ODD, "isneginf": ODD, "nan_to_num": ODD, "signbit": ANY, "frac": ANY, "deg2rad": ANY,
-    "rad2deg": ANY, "erf": ANY, "erfc": ANY, "sinc": ANY, "celu": ANY, "selu": ANY, "hardshrink": ANY, "softshrink": ANY,
-    "log_sigmoid": ANY, "mish": ANY, "softplus": ANY, "gelu": ANY, "special_expit": ANY, "special_exp2": ANY,
+    "rad2deg": ANY, "erf": ANY, "erfc": ANY, "sinc": ANY, "celu": ANY, "selu": ANY, "hardshrink": ANY,
+    "softshrink": ANY, "log_sigmoid": ANY, "mish": ANY, "softplus": ANY, "gelu": ANY,
+    "special_expit": ANY, "special_exp2": ANY,
 }  # fmt: skip
 BINARY = [
     "atan2",
@@ -46,15 +47,17 @@ def _binary() -> list[Case]:
     plain, other = ANY, ANY.roll(5) + 0.3
 
     def more(g: Builder, x, y, p, q):
-        return (g.call(aten.copysign.Tensor, x, y), g.call(aten.copysign.Scalar, x, -0.0), g.call(aten.fmod.Tensor, p, q),
-                g.call(aten.fmod.Scalar, p, 0.75), g.call(aten.remainder.Tensor, p, q),
+        return (g.call(aten.copysign.Tensor, x, y), g.call(aten.copysign.Scalar, x, -0.0),
+                g.call(aten.fmod.Tensor, p, q), g.call(aten.fmod.Scalar, p, 0.75), g.call(aten.remainder.Tensor, p, q),
                 g.call(aten.remainder.Scalar_Tensor, 2.5, q), g.call(aten.xlogy.Tensor, g.call(aten.relu.default, p),
                                                                      g.call(aten.abs.default, q)),
-                g.call(aten.addcdiv.default, p, q, q, value=2), g.call(aten.div.Tensor_mode, p, q, rounding_mode="floor"),
+                g.call(aten.addcdiv.default, p, q, q, value=2),
+                g.call(aten.div.Tensor_mode, p, q, rounding_mode="floor"),
                 g.call(aten.div.Tensor_mode, p, q, rounding_mode="trunc"), g.call(aten.clamp.Tensor, p, q, None),
                 g.call(aten.nan_to_num.default, x, 1.0, 2.0, -3.0), g.call(aten.logit.default, p, 0.01),
                 g.call(aten.pow.Tensor_Tensor, g.call(aten.abs.default, p), q), g.call(aten.fill.Scalar, p, 3.0),
-                g.call(aten.fill.Tensor, p, g.call(aten.select.int, q, 0, 3)), g.call(aten.copy.default, p, q))  # fmt: skip
+                g.call(aten.fill.Tensor, p, g.call(aten.select.int, q, 0, 3)),
+                g.call(aten.copy.default, p, q))  # fmt: skip
 
     return [*cases, ([a, b, plain, other], more)]
 
@@ -149,7 +152,8 @@ def statistics(draw) -> Case:
                 b.call(aten.rms_norm.default, x, [last], None, 1e-3), b.call(aten.group_norm.default, x, groups, w, v),
                 b.call(aten.instance_norm.default, x, w, v, None, None, True, 0.1, 1e-5, False),
                 b.call(aten.instance_norm.default, x, w, v, mean, var, False, 0.1, 1e-5, False),
-                b.call(aten.instance_norm.default, x, None, None, torch.zeros(c), torch.ones(c), False, 0.1, 1e-5, False),
+                b.call(aten.instance_norm.default, x, None, None, torch.zeros(c), torch.ones(c), False, 0.1, 1e-5,
+                       False),
                 b.call(aten.batch_norm.default, x, w, v, mean, var, False, 0.1, 1e-5, False),
                 b.call(aten.batch_norm.default, x, None, v, None, None, True, 0.1, 1e-5, False))  # fmt: skip
 

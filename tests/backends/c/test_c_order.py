@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 
 import pytest
@@ -64,7 +65,7 @@ def reductions(draw) -> Case:
                         b.call(aten.softmax.int, x, axes[0]), b.call(aten.log_softmax.int, x, axes[0]),
                         item(b, pair, 0), item(b, pair, 1), item(b, spread, 0), item(b, spread, 1),
                         b.call(aten.std.correction, x, axes, correction=0, keepdim=keep),
-                        *(b.call(aten.linalg_vector_norm.default, x, p, axes, keep) for p in (1, 2, 3, float("inf"), 0)),
+                        *(b.call(aten.linalg_vector_norm.default, x, p, axes, keep) for p in (0, 1, 2, 3, math.inf)),
                         b.call(aten.cumprod.default, x, axes[0])]  # fmt: skip
         return tuple(results)
 
@@ -216,7 +217,8 @@ def test_embeddings_masks_and_places():
     def build(b, table, ids, x, mask, pooled, where, value):
         wide = b.call(aten.index_put.default, x, [mask], value)
         return (b.call(aten.embedding.default, table, ids), wide, b.call(aten.take.default, x, ids),
-                b.call(aten.max_unpool2d.default, pooled, where, [4, 6]), b.call(aten.count_nonzero.default, mask))  # fmt: skip
+                b.call(aten.max_unpool2d.default, pooled, where, [4, 6]),
+                b.call(aten.count_nonzero.default, mask))  # fmt: skip
 
     check(
         together([([table, torch.randint(0, 9, (2, 7)), x, mask, pooled, where, torch.tensor(3.0)], build)]), exact=True

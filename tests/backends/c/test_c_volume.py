@@ -171,8 +171,8 @@ def deformed(draw):
     taps = kernel[0] * kernel[1]
     masked = draw(st.booleans())
     tensors = [torch.randn(2, c, *size), torch.randn(o, c // groups, *kernel),
-               torch.randn(2, 2 * shifts * taps, *out) * 2, torch.rand(2, shifts * taps, *out) if masked else torch.zeros(2, 1),
-               torch.randn(o)]  # fmt: skip
+               torch.randn(2, 2 * shifts * taps, *out) * 2,
+               torch.rand(2, shifts * taps, *out) if masked else torch.zeros(2, 1), torch.randn(o)]  # fmt: skip
     return tensors, [*stride, *padding, *dilation, groups, shifts, masked]
 
 
