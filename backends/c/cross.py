@@ -34,7 +34,7 @@ def build_export(folder: Path, target: str, variant: str | None = None, compiler
     machine = _machine(wanted, compiler)
     command = [*compiler.command, *machine]
     sources = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".c", ".h")}
-    keys = {u: object_key(u, sources, machine, compiler) for u in units(wanted, sources, CONTRACTED, variant)}
+    keys = {u: object_key(u, sources, machine, compiler) for u in units(wanted, sources, CONTRACTED, variant, zig=True)}
     objects = {u: str(out / u.object) for u in keys}
     for made, kept in zip(objects.values(), compile_units(keys, command, folder), strict=True):
         shutil.copyfile(kept, made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vqc.backends.c.emit import CONTRACTED, Model
-from vqc.backends.c.targets import COMMON, THREAD_POOL, Target, is_kernel, isa_flags
+from vqc.backends.c.targets import COMMON, THREAD_POOL, Target, Variant, is_kernel, isa_flags
 
 WARN = "-Wall -Wextra -Wconversion"
 OPTIONS = [f for f in COMMON if not f.startswith("-std")]
@@ -20,6 +20,12 @@ def programs(model: Model, self_test: bool, camera: bool) -> list[str]:
 def _files(model: Model) -> tuple[list[str], list[str]]:
     files = [f for f in model.c_files if f != THREAD_POOL]
     return [f for f in files if not is_kernel(f)], [f for f in files if is_kernel(f)]
+
+
+def _for_compiler(v: Variant) -> str:
+    """A variant's flags in make: zig cc has other words than gcc and clang."""
+    flags = " ".join(v.flags)
+    return f"$(if $(findstring zig,$(CC)),{' '.join(v.zig)},{flags})" if v.zig else flags
 
 
 def cmake_text(model: Model, target: Target, programs: Sequence[str], threads: bool) -> str:
@@ -44,12 +50,15 @@ def cmake_text(model: Model, target: Target, programs: Sequence[str], threads: b
         lines += [f"add_library({name} STATIC", *(f"  {f}" for f in (*shared, *kernels)), ")"]
     lines += ["", f"target_compile_options({name} PRIVATE {flags})"]
     if not target.dispatch and target.variants:
-        lines += [f'set({CHOICE} {target.variants[0].name} CACHE STRING "instruction set: '
+        lines += ["include(CheckCCompilerFlag)",
+                  f'set({CHOICE} {target.variants[0].name} CACHE STRING "instruction set: '
                   f'{", ".join(v.name for v in target.variants)}")']  # fmt: skip
         for i, v in enumerate(target.variants):
             lines.append(f'{"else" if i else ""}if({CHOICE} STREQUAL "{v.name}")')
             if v.flags:
-                lines.append(f"  target_compile_options({name} PRIVATE {' '.join(v.flags)})")
+                lines += [f"  check_c_compiler_flag({' '.join(v.flags)} VQC_KNOWS_{v.name})  # zig cc has other words",
+                          f"  target_compile_options({name} PRIVATE $<IF:$<BOOL:${{VQC_KNOWS_{v.name}}}>,"
+                          f"{' '.join(v.flags)},{' '.join(v.zig or v.flags)}>)"]  # fmt: skip
         lines += ["else()", f'  message(FATAL_ERROR "{CHOICE} is none of: '
                   f'{", ".join(v.name for v in target.variants)}")', "endif()"]  # fmt: skip
     lines += ["# Products and sums must not be fused, but in these files: the exact kernels' meaning depends on it.",
@@ -92,7 +101,7 @@ def makefile_text(model: Model, target: Target, programs: Sequence[str], threads
         if target.variants:
             lines.append(f"# The instruction set: {', '.join(v.name for v in target.variants)}.")
             lines.append(f"{CHOICE} = {target.variants[0].name}")
-            lines += [f"FLAGS_{v.name} = {' '.join(v.flags)}".rstrip() for v in target.variants]
+            lines += [f"FLAGS_{v.name} = {_for_compiler(v)}".rstrip() for v in target.variants]
             lines.append(f"FLAGS += $(FLAGS_$({CHOICE}))")
     lines += ["LIBS = -lm" + (" -pthread" if threads else ""), f"OBJECTS = {' '.join(objects)}", "",
               "all: $(PROGRAMS:%=build/%)", "",

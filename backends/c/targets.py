@@ -23,14 +23,15 @@ SHARED = ("vqc_common.c", "vqc_cpu.c", THREAD_POOL)  # compiled once, without a 
 class Variant:
     """One instruction set.
 
-    `flags`: what gcc, clang and zig cc alike are told beside the architecture. `cpu`: the constant of vqc_cpu.h that
-    says whether a CPU has it.
+    `flags`: what gcc and clang are told beside the architecture. `zig`: the same for zig cc where it has other words.
+    `cpu`: the constant of vqc_cpu.h that says whether a CPU has it.
     """
 
     name: str
     about: str
     flags: tuple[str, ...]
     cpu: str = "VQC_CPU_BUILT_FOR"
+    zig: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -85,8 +86,10 @@ X86_LEVELS = (
 )  # fmt: skip
 
 _NEON = Variant("neon", "Armv8-A: every 64-bit Arm CPU", ())
-_DOTPROD = Variant("dotprod", "SDOT and UDOT (Armv8.2: Cortex-A55, A75, A76 and later)", ("-mcpu=generic+dotprod",))
-_I8MM = Variant("i8mm", "SMMLA as well (Armv8.6: Cortex-A510, A710, X2 and later)", ("-mcpu=generic+dotprod+i8mm",))
+_DOTPROD = Variant("dotprod", "SDOT and UDOT (Armv8.2: Cortex-A55, A75, A76 and later)", ("-march=armv8.2-a+dotprod",),
+                   zig=("-mcpu=generic+dotprod",))  # fmt: skip
+_I8MM = Variant("i8mm", "SMMLA as well (Armv8.6: Cortex-A510, A710, X2 and later)", ("-march=armv8.2-a+dotprod+i8mm",),
+                zig=("-mcpu=generic+dotprod+i8mm",))  # fmt: skip
 ARM = (_NEON, _DOTPROD, _I8MM)
 APPLE = (_DOTPROD, _I8MM)  # the M1 has SDOT, the M2 SMMLA
 
@@ -149,14 +152,16 @@ def isa_flags(variant: Variant) -> tuple[str, ...]:
     return ("-include", ISA_HEADER, f"-DVQC_ISA_SUFFIX={variant.suffix}", *variant.flags)
 
 
-def units(target: Target, files: Iterable[str], contracted: Iterable[str], choice: str | None = None) -> list[Unit]:
-    """All runs of the compiler for a model's files; `choice` names the variant where one is chosen.
+def units(target: Target, files: Iterable[str], contracted: Iterable[str], choice: str | None = None, zig: bool = False
+          ) -> list[Unit]:  # fmt: skip
+    """All runs of the compiler, or of `zig` cc, for a model's files; `choice` names the variant where one is chosen.
 
     Without vqc_isa.h among them the files are no model's, and are compiled for the target's best variant.
     """
     files = list(files)
     chosen = target.variants[0] if target.dispatch and ISA_HEADER not in files else target.variant(choice)
-    base = (*COMMON, *target.flags, *(chosen.flags if chosen else ()), *WARNINGS)
+    own_flags = (chosen.zig if zig and chosen.zig else chosen.flags) if chosen else ()
+    base = (*COMMON, *target.flags, *own_flags, *WARNINGS)
     made = []
     for file in sorted(f for f in files if f.endswith(".c")):
         own = (*base, *file_flags(file, contracted))

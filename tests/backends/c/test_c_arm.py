@@ -6,11 +6,12 @@ import struct
 
 import pytest
 import torch
-from c_exports import qemu, self_test
+from c_exports import qemu, run_in, self_test
 from c_programs import tiny, wide
 
 import vqc
 from vqc.backends.c import CBackend
+from vqc.backends.c.build import find_compiler
 from vqc.backends.c.cross import build_export
 from vqc.backends.c.targets import ARM, TARGETS
 from vqc.models import MODELS
@@ -51,6 +52,14 @@ def test_a_difference_is_found(exported, tmp_path):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return CBackend().export(tiny(), "aarch64-linux", tmp_path_factory.mktemp("small") / "out", {})
+
+
+def test_the_makefile_cross_compiles(small):
+    zig = find_compiler("zig").command[0]
+    tools = [f"CC={zig} cc -target aarch64-linux-musl", f"AR={zig} ar", "VQC_VARIANT=dotprod", "CFLAGS=-O1 -Werror"]
+    run_in(small, "make", *tools, "build/tiny_test")
+    done = self_test(small / "build" / "tiny_test", small, qemu("aarch64"), "-cpu", CPUS["dotprod"])
+    assert done.stdout == "tiny, dotprod: ok\ntiny: ok\n", done.stderr
 
 
 MAGICS = {"aarch64-linux-gnu": struct.pack("<4sBB", b"\x7fELF", 2, 1), "aarch64-macos": struct.pack("<I", 0xFEEDFACF)}
