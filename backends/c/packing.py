@@ -55,6 +55,13 @@ def phase_taps(phase: int, kernel: int, stride: int, padding: int, dilation: int
     return [k for k in range(kernel) if (phase + padding - k * dilation) % stride == 0]
 
 
+def phase_reach(kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int]:
+    """How far the taps of all phases of a transposed convolution reach before and after a position, along one axis."""
+    taps = [(a, i) for a in range(stride) for i in phase_taps(a, kernel, stride, padding, dilation)]
+    at = [(a + padding - i * dilation) // stride for a, i in taps]
+    return -min(0, *at), max(0, *at)
+
+
 def pack_transposed(weight: Tensor, groups: int, stride: Sequence[int], padding: Sequence[int],
                     dilation: Sequence[int], pair: bool = False) -> Tensor:  # fmt: skip
     """Transposed convolution weights [C, O/groups, kh, kw], packed phase by phase, then group by group."""
@@ -107,15 +114,19 @@ class Geometry:
         (_, kh, kw), (_, sh, sw), (_, dh, dw) = self.kernel, self.stride, self.dilation
         reach_h, reach_w = (kh - 1) * dh, (kw - 1) * dw
         if self.transposed:
-            pitch = -(-self.out[2] // sw) + reach_w // sw + 1
-            return 4 * self.planes * (rows + reach_h // sh + 1) * pitch
+            (up, down), (left, right) = self.reach(1), self.reach(2)
+            return 4 * self.planes * (rows + up + down) * (-(-self.out[2] // sw) + left + right)
         phases = min(sh, reach_h + 1) * min(sw, reach_w + 1)
         return 4 * self.planes * phases * (rows + reach_h // sh) * (self.out[2] + reach_w // sw)
 
+    def reach(self, axis: int) -> tuple[int, int]:
+        """How far a transposed convolution reads before and after the position of a phase along one axis."""
+        return phase_reach(self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis])
+
     def rows(self, workers: int) -> int:
-        """Output rows of one task (of one phase): as many as the cache holds, and work for every worker."""
+        """Output rows of one task (of every phase): as many as the cache holds, and work for every worker."""
         most = -(-self.out[1] // self.stride[1]) if self.transposed else self.out[1]
-        tasks = self.n * self.groups * (self.stride[1] * self.stride[2] if self.transposed else self.out[0])
+        tasks = self.n * self.groups * (1 if self.transposed else self.out[0])
         if workers > 1 and tasks < 2 * workers:
             most = max(1, -(-most * tasks // (2 * workers)))
         if self.direct:
@@ -127,7 +138,7 @@ class Geometry:
     def scratch(self, rows: int) -> int:
         """Bytes of scratch of one worker, as cv_scratch divides them."""
         taps = self.kernel[1] * self.kernel[2]
-        offsets = align(4 * taps * (2 if self.transposed else 1))
+        offsets = align(4 * (taps + (sum(self.kernel[1:]) if self.transposed else 0)))
         expanded = align(4 * self.planes * taps * BLOCK) if self.pair else 0
         return offsets + expanded + align(self.packed(rows))
 
@@ -201,9 +212,7 @@ class C4Geometry:
 
     def reach(self, axis: int) -> tuple[int, int]:
         """How far a transposed convolution reads before and after the position of a phase along one axis."""
-        k, s, p, d = self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis]
-        at = [(a + p - i * d) // s for a in range(s) for i in phase_taps(a, k, s, p, d)]
-        return -min(0, *at), max(0, *at)
+        return phase_reach(self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis])
 
     def rows(self, workers: int) -> int:
         """Output rows (of a phase) of one task: as many as the cache holds, and work for every worker."""

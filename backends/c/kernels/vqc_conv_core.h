@@ -237,58 +237,58 @@ static void cv_task(void *arg, int index, int worker) {
     cv_run(j, &b, expanded);
 }
 
-/* One task of a transposed convolution: index is ((batch * groups + group) * phases + phase) * bands + band.
+/* The taps that reach a phase along one axis: their offsets in the input; returns how many. */
+static ptrdiff_t cv_reach(ptrdiff_t phase, ptrdiff_t k, ptrdiff_t stride, ptrdiff_t padding, ptrdiff_t dilation,
+                          int32_t *offsets) {
+    ptrdiff_t n = 0;
+    for (ptrdiff_t i = 0; i < k; i++) {
+        const ptrdiff_t at = phase + padding - i * dilation;
+        if (at % stride == 0) offsets[n++] = (int32_t)(at / stride);
+    }
+    return n;
+}
+
+/* How far the taps of all phases reach along one axis, before (lo, not positive) and after the position itself. */
+static void cv_extent(ptrdiff_t k, ptrdiff_t stride, ptrdiff_t padding, ptrdiff_t dilation, int32_t *offsets, ptrdiff_t *lo,
+                      ptrdiff_t *hi) {
+    *lo = *hi = 0;
+    for (ptrdiff_t phase = 0; phase < stride; phase++)
+        for (ptrdiff_t i = cv_reach(phase, k, stride, padding, dilation, offsets); i-- > 0;) {
+            if (offsets[i] < *lo) *lo = offsets[i];
+            if (offsets[i] > *hi) *hi = offsets[i];
+        }
+}
+
+/* One task of a transposed convolution: index is (batch * groups + group) * bands + band, a band of rows of every phase.
  *
  * Phase (a, e) is the outputs y = a + sh * r, x = e + sw * c: a plain convolution at stride 1 with the taps that hit. */
 static void cv_task_transposed(void *arg, int index, int worker) {
     const cv_job *j = (const cv_job *)arg;
     const vqc_conv_params *p = j->p;
-    const ptrdiff_t most = (p->oh + p->sh - 1) / p->sh, bands = (most + p->rows - 1) / p->rows, band = index % bands;
-    const ptrdiff_t phases = (ptrdiff_t)p->sh * p->sw, phase = index / bands % phases;
-    const ptrdiff_t group = index / bands / phases % p->groups, batch = index / bands / phases / p->groups;
-    const ptrdiff_t a = phase / p->sw, e = phase % p->sw, row0 = band * p->rows, cg = p->c / p->groups;
+    const ptrdiff_t most = (p->oh + p->sh - 1) / p->sh, bands = (most + p->rows - 1) / p->rows;
+    const ptrdiff_t row0 = index % bands * p->rows, rows = cv_min(p->rows, most - row0);
+    const ptrdiff_t group = index / bands % p->groups, batch = index / bands / p->groups, cg = p->c / p->groups;
     const ptrdiff_t all = (ptrdiff_t)p->kh * p->kw, planes = (cg + CV_PAIR - 1) / CV_PAIR, hw = (ptrdiff_t)p->h * p->w;
     const ptrdiff_t x0 = (batch * p->c + group * cg) * hw, og = p->o / p->groups;
     int32_t *off;
-    CV_E *expanded, *packed = cv_scratch(j, worker, 2 * all, planes * all * 8, &off, &expanded);
-    int32_t *shift = off + all; /* column offset of the taps; off holds the row offset first */
-    ptrdiff_t taps = 0, before = 0, lo_h = 0, hi_h = 0, lo_w = 0, hi_w = 0;
-    for (ptrdiff_t f = 0; f <= phase; f++) { /* taps of the phases before, for the weights; then of this one */
-        before += taps;
-        taps = 0;
-        for (ptrdiff_t k = 0; k < all; k++) {
-            const ptrdiff_t y = f / p->sw + p->ph - k / p->kw * p->dh, x = f % p->sw + p->pw - k % p->kw * p->dw;
-            if (y % p->sh != 0 || x % p->sw != 0) continue;
-            off[taps] = (int32_t)(y / p->sh);
-            shift[taps++] = (int32_t)(x / p->sw);
-        }
-    }
-    for (ptrdiff_t k = 0; k < taps; k++) {
-        lo_h = k == 0 || off[k] < lo_h ? off[k] : lo_h;
-        hi_h = k == 0 || off[k] > hi_h ? off[k] : hi_h;
-        lo_w = k == 0 || shift[k] < lo_w ? shift[k] : lo_w;
-        hi_w = k == 0 || shift[k] > hi_w ? shift[k] : hi_w;
-    }
+    CV_E *expanded, *packed = cv_scratch(j, worker, all + p->kh + p->kw, planes * all * 8, &off, &expanded);
+    int32_t *dy = off + all, *dx = dy + p->kh;
+    ptrdiff_t lo_h, hi_h, lo_w, hi_w, w = 0;
+    cv_extent(p->kh, p->sh, p->ph, p->dh, dy, &lo_h, &hi_h);
+    cv_extent(p->kw, p->sw, p->pw, p->dw, dx, &lo_w, &hi_w);
     cv_band b;
     b.x = packed;
     b.planes = planes;
-    b.taps = taps;
     b.off = off;
-    b.rows = cv_min(p->rows, (p->oh - a + p->sh - 1) / p->sh - row0);
-    b.ow = (p->ow - e + p->sw - 1) / p->sw;
-    if (b.rows <= 0 || b.ow <= 0) return;
-    b.pitch = b.ow + hi_w - lo_w;
-    b.plane = (b.rows + hi_h - lo_h) * b.pitch;
+    b.pitch = (p->ow + p->sw - 1) / p->sw + hi_w - lo_w;
+    b.plane = (rows + hi_h - lo_h) * b.pitch;
     b.group = group;
     b.og = og;
-    b.w = p->groups * cv_group_weights(og, planes * before) + group * cv_group_weights(og, planes * taps);
     b.y_plane = (ptrdiff_t)p->oh * p->ow;
     b.y_row = (ptrdiff_t)p->sh * p->ow;
     b.y_col = p->sw;
-    b.y = (batch * p->o + group * og) * b.y_plane + (row0 * p->sh + a) * p->ow + e;
-    for (ptrdiff_t k = 0; k < taps; k++) off[k] = (int32_t)((off[k] - lo_h) * b.pitch + shift[k] - lo_w);
-    for (ptrdiff_t v = 0; v < (taps > 0 ? planes : 0); v++) {
-        for (ptrdiff_t r = 0; r < b.rows + hi_h - lo_h; r++) {
+    for (ptrdiff_t v = 0; v < planes; v++)
+        for (ptrdiff_t r = 0; r < rows + hi_h - lo_h; r++) {
             const ptrdiff_t y = row0 + r + lo_h;
             ptrdiff_t from[CV_PAIR], channel[CV_PAIR];
             for (ptrdiff_t i = 0; i < CV_PAIR; i++) {
@@ -298,8 +298,19 @@ static void cv_task_transposed(void *arg, int index, int worker) {
             }
             cv_pack_row(j, packed + v * b.plane + r * b.pitch, from, channel, lo_w, 1, b.pitch);
         }
-    }
-    cv_run(j, &b, expanded);
+    for (ptrdiff_t a = 0; a < p->sh; a++)
+        for (ptrdiff_t e = 0; e < p->sw; e++) {
+            const ptrdiff_t ny = cv_reach(a, p->kh, p->sh, p->ph, p->dh, dy);
+            const ptrdiff_t nx = cv_reach(e, p->kw, p->sw, p->pw, p->dw, dx);
+            b.taps = ny * nx;
+            for (ptrdiff_t k = 0; k < b.taps; k++) off[k] = (int32_t)((dy[k / nx] - lo_h) * b.pitch + dx[k % nx] - lo_w);
+            b.rows = cv_min(rows, (p->oh - a + p->sh - 1) / p->sh - row0);
+            b.ow = (p->ow - e + p->sw - 1) / p->sw;
+            b.w = w + group * cv_group_weights(og, planes * b.taps);
+            b.y = (batch * p->o + group * og) * b.y_plane + (row0 * p->sh + a) * p->ow + e;
+            if (b.rows > 0 && b.ow > 0) cv_run(j, &b, expanded);
+            w += p->groups * cv_group_weights(og, planes * b.taps);
+        }
 }
 
 /* Run all tasks of a job. */
@@ -307,7 +318,7 @@ static void cv_launch(const vqc_model *m, cv_job *j, int transposed) {
     const vqc_conv_params *p = j->p;
     if (transposed) {
         const int rows = (p->oh + p->sh - 1) / p->sh, bands = (rows + p->rows - 1) / p->rows;
-        vqc_for(m, cv_task_transposed, j, p->n * p->groups * p->sh * p->sw * bands);
+        vqc_for(m, cv_task_transposed, j, p->n * p->groups * bands);
     } else {
         vqc_for(m, cv_task, j, p->n * p->groups * p->od * ((p->oh + p->rows - 1) / p->rows));
     }
