@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from c_helpers import aten, chain, check
+from c_helpers import aten, chain, check, compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqc.ops  # noqa: F401
+from vqc.backends.c import CBackend
+from vqc.errors import UnsupportedOp
 
 vops = torch.ops.vqc
 CPU = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
@@ -60,7 +64,84 @@ def program(case):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(case=shapes())
 def test_any_shape(target, case):
     check(program(case), exact=True, target=target)
+
+
+def body(b, x, relu=aten.relu.default, tau=0.0):
+    """Two residual blocks, 24 channels of float and binary pictures."""
+    geometry = ([1, 1], [1, 1], [1, 1])
+    for _ in range(2):
+        q = b.call(vops.binarize.default, x, torch.full((1,), tau))
+        y = b.call(vops.bconv2d.default, q, signs(24, 24, 3, 3), torch.rand(24) * 0.1, torch.randn(24), *geometry)
+        x = b.call(relu, b.call(aten.add.Tensor, y, x))
+    return x
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("relu", [aten.relu.default, aten.leaky_relu.default], ids=["relu", "leaky"])
+def test_residual_blocks_are_one_kernel_each(target, relu):
+    exe = check(chain(lambda b, x: body(b, x, relu), torch.randn(1, 24, 13, 35)), exact=True, target=target)
+    kernels = exe.report.kernels
+    assert kernels["bconv2d_default"] == kernels["bconv2d_default_1"] == "vqc_bconv2d"
+    inside = [text for text in kernels.values() if text.startswith("in vqc_bconv2d of ")]
+    assert len(inside) == 5, kernels  # two sums, two activations, and the second block's sign in the first one's kernel
+
+
+def test_two_threads_give_the_same_bits():
+    program = chain(body, torch.randn(2, 24, 37, 35))
+    assert torch.equal(*(check(program, exact=True, threads=n).trace(program.example, [])[0] for n in (1, 2)))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("channels", [1024, 2048])
+def test_long_sums(target, channels):
+    """All bits alike and all but one: the largest counts there can be."""
+    x, w = torch.ones(1, channels, 4, 5), -torch.ones(9, channels, 3, 3, dtype=torch.int8)
+    w[3, 5] = 1
+
+    def build(b, x):
+        q = b.call(vops.binarize.default, x, torch.zeros(1))
+        return b.call(vops.bconv2d.default, q, w, torch.ones(9), None, [1, 1], [1, 1], [1, 1])
+
+    check(chain(build, x), exact=True, target=target)
+
+
+def test_what_is_not_taken_along_is_told():
+    """The sum of three, an alpha, a residual of another size, and one that is computed later."""
+    w, one = signs(8, 8, 1, 1), torch.ones(8)
+    geometry = ([1, 1], [0, 0], [1, 1])
+
+    def build(b, x, r):
+        q = b.call(vops.binarize.default, x, torch.zeros(1))
+        a, c, d = (b.call(vops.bconv2d.default, q, w, one, None, *geometry) for _ in range(3))
+        later = b.call(aten.mul.Tensor, x, x)
+        return (
+            b.call(aten.add.Tensor, a, x, alpha=2),
+            b.call(aten.add.Tensor, c, r),
+            b.call(aten.add.Tensor, d, later),
+        )
+
+    exe = check(chain(build, torch.randn(1, 8, 4, 6), torch.randn(1, 8, 1, 1)), exact=True)
+    told = [exe.report.kernels[n] for n in ("bconv2d_default", "bconv2d_default_1", "bconv2d_default_2")]
+    for text, reason in zip(told, ("scales an operand", "two pictures of one size", "computed later"), strict=True):
+        assert text.startswith("vqc_bconv2d, not further: ") and reason in text
+
+
+def test_what_has_no_kernel_is_named():
+    program = chain(lambda b, q: b.call(vops.bconv2d.default, q, signs(4, 8, 1, 9), torch.ones(4), None, [1, 1],
+                                        [0, 0], [1, 1]), signs(1, 8, 3, 12))  # fmt: skip
+    with pytest.raises(UnsupportedOp, match="its kernel has 9 columns"):
+        compiled(program)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc with sanitizers")
+def test_clean_under_sanitizers(tmp_path):
+    torch.manual_seed(0)
+    case = ((2, 33, 7, 21), 13, (3, 3), [1, 2], [1, 1], [1, 1])
+    out = CBackend().export(program(case), "native", tmp_path / "out", {})
+    flags = "-O1 -g -march=native -Werror -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
+    done = subprocess.run(["make", "test", "CC=gcc", f"CFLAGS={flags}"], cwd=out, capture_output=True, text=True)
+    assert done.stdout.endswith("small: ok\n"), done.stderr
