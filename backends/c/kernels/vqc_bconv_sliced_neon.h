@@ -53,9 +53,16 @@ static void bc_planes(const uint32_t *const *chunk, ptrdiff_t off, uint8x16_t *p
 
 /* ---- adders --------------------------------------------------------------------------------------------------------- */
 
-/* Bits of a where m is 1, else of b. As assembly: compilers take the select apart around an exclusive or. */
+/* Bits of a where m is 1, else of b. As assembly: compilers take the select apart around an exclusive or. The second form
+ * keeps its place among the others, and with it the order of a counter's additions as it is written: in another order more
+ * sums are alive at once than there are registers. */
 static BC_INLINE uint8x16_t bc_select(uint8x16_t m, uint8x16_t a, uint8x16_t b) {
     __asm__("bsl %0.16b, %1.16b, %2.16b" : "+w"(m) : "w"(a), "w"(b));
+    return m;
+}
+
+static BC_INLINE uint8x16_t bc_select_here(uint8x16_t m, uint8x16_t a, uint8x16_t b) {
+    __asm__ volatile("bsl %0.16b, %1.16b, %2.16b" : "+w"(m) : "w"(a), "w"(b));
     return m;
 }
 
@@ -63,7 +70,7 @@ static BC_INLINE uint8x16_t bc_select(uint8x16_t m, uint8x16_t a, uint8x16_t b) 
 static BC_INLINE uint8x16_t bc_add3(uint8x16_t *sum, uint8x16_t a, uint8x16_t b, uint8x16_t c) {
     const uint8x16_t differ = veorq_u8(a, b);
     *sum = veorq_u8(differ, c);
-    return bc_select(differ, c, a);
+    return bc_select_here(differ, c, a);
 }
 
 static BC_INLINE uint8x16_t bc_add2(uint8x16_t *sum, uint8x16_t a) {
@@ -128,6 +135,34 @@ static void bc_picks(uint64_t w, uint32_t *to) {
     to[33] = 0;
 }
 
+/* The same for the 32 planes of a half block: 10 adders over the inputs in threes, 4 over values f, f + 4, f + 8 of those
+ * parities and the last two inputs, one over the first three parities of these. */
+static void bc_table_half(const uint8x16_t *x, uint8x16_t *t) {
+    uint8x16_t value[12], second[4], parity;
+    BC_UNROLL for (int f = 0; f < 10; f++) value[f] = bc_carries(x[3 * f], x[3 * f + 1], x[3 * f + 2], t + 8 * f);
+    value[10] = x[30];
+    value[11] = x[31];
+    BC_UNROLL for (int f = 0; f < 4; f++) second[f] = bc_carries(value[f], value[f + 4], value[f + 8], t + 80 + 8 * f);
+    parity = bc_carries(second[0], second[1], second[2], t + 112);
+    t[120] = parity;
+    t[121] = vmvnq_u8(parity);
+    t[122] = second[3];
+    t[123] = vmvnq_u8(second[3]);
+}
+
+static void bc_picks_half(uint32_t w, uint32_t *to) {
+    const uint32_t fours = 01111u, p = w ^ w >> 1 ^ w >> 2;
+    const uint32_t third = (p >> 24 & 011u) | (w >> 30 & 1) << 6 | w >> 31 << 9;
+    const uint32_t second = (p & fours) | (p >> 12 & fours) << 1 | third << 2;
+    const uint32_t q = second ^ second >> 1 ^ second >> 2;
+    const uint32_t last = (q & 1) | (q >> 3 & 1) << 1 | (q >> 6 & 1) << 2;
+    for (uint32_t f = 0; f < 10; f++) to[f] = 128 * f + 16 * (w >> 3 * f & 7);
+    for (uint32_t f = 0; f < 4; f++) to[10 + f] = 128 * (10 + f) + 16 * (second >> 3 * f & 7);
+    to[14] = 128 * 14 + 16 * last;
+    to[15] = 16 * (120 + ((last ^ last >> 1 ^ last >> 2) & 1));
+    to[16] = 16 * (122 + (q >> 9 & 1));
+}
+
 /* ---- counters ------------------------------------------------------------------------------------------------------- */
 
 /* Planes of a table: those at offsets pick[i] and pick[i + 1], or one. As assembly: compilers compute the addresses by
@@ -141,7 +176,7 @@ typedef struct bc_pair {
 static BC_INLINE bc_pair bc_pick2(const uint8_t *t, const uint32_t *pick, const int i) {
     bc_pair p;
     uint64_t x, y;
-    __asm__("ldp %w2, %w3, [%5, #%c6]\n\t"
+    __asm__ volatile("ldp %w2, %w3, [%5, #%c6]\n\t"
             "ldr %q0, [%4, %w2, uxtw]\n\t"
             "ldr %q1, [%4, %w3, uxtw]"
             : "=&w"(p.a), "=w"(p.b), "=&r"(x), "=&r"(y)
@@ -152,7 +187,7 @@ static BC_INLINE bc_pair bc_pick2(const uint8_t *t, const uint32_t *pick, const 
 static BC_INLINE uint8x16_t bc_pick1(const uint8_t *t, const uint32_t *pick, const int i) {
     uint8x16_t plane;
     uint64_t x;
-    __asm__("ldr %w1, [%3, #%c4]\n\t"
+    __asm__ volatile("ldr %w1, [%3, #%c4]\n\t"
             "ldr %q0, [%2, %w1, uxtw]"
             : "=w"(plane), "=&r"(x)
             : "r"(t), "r"(pick), "i"(4 * i), BC_TABLE_READ(t, pick));
@@ -185,8 +220,17 @@ static BC_INLINE uint8x16_t bc_block64(uint8x16_t *r, const uint8_t *t, const ui
     return bc_add3(&r[5], ab, bc_add3(&r[4], c, d, r[4]), r[5]);
 }
 
-/* One channel's counter += `blocks` blocks. */
-static BC_INLINE void bc_count(uint8x16_t *r, int planes, const uint8x16_t *tables, const uint32_t *pick, ptrdiff_t blocks) {
+/* 32 inputs into the planes of weight 1 to 16; returns one of weight 32. */
+static BC_INLINE uint8x16_t bc_block32(uint8x16_t *r, const uint8_t *t, const uint32_t *pick) {
+    const bc_pair one = bc_pick2(t, pick, 15);
+    const bc_pair rest = {bc_add3(&r[0], one.a, one.b, r[0]), bc_pick1(t, pick, 14)};
+    const uint8x16_t a = bc_eight(r, t, pick, 0, rest), b = bc_eight(r, t, pick, 6, bc_pick2(t, pick, 12));
+    return bc_add3(&r[4], a, b, r[4]);
+}
+
+/* One channel's counter += `blocks` blocks and, if `half`, a half one. */
+static BC_INLINE void bc_count(uint8x16_t *r, int planes, const uint8x16_t *tables, const uint32_t *pick, ptrdiff_t blocks,
+                               int half) {
     const uint8_t *t = (const uint8_t *)tables, *next = t + 16 * BC_TABLE;
     for (; blocks > 1; blocks -= 2, t += 32 * BC_TABLE, next += 32 * BC_TABLE, pick += 2 * BC_PICKS) {
         const uint8x16_t a = bc_block64(r, t, pick), b = bc_block64(r, next, pick + BC_PICKS);
@@ -196,6 +240,12 @@ static BC_INLINE void bc_count(uint8x16_t *r, int planes, const uint8x16_t *tabl
     if (blocks > 0) {
         uint8x16_t carry = bc_block64(r, t, pick);
         BC_UNROLL for (int i = 6; i < planes; i++) carry = bc_add2(&r[i], carry);
+        t = next;
+        pick += BC_PICKS;
+    }
+    if (half) {
+        uint8x16_t carry = bc_block32(r, t, pick);
+        BC_UNROLL for (int i = 5; i < planes; i++) carry = bc_add2(&r[i], carry);
     }
 }
 
@@ -214,17 +264,33 @@ static BC_INLINE void bc_read(const uint8x16_t *r, int planes, uint16_t *to) {
     }
 }
 
-/* One channel: counters from `start` on (NULL: zero), over `blocks` tables, to `to`, or (twice not NULL) read. */
+/* Where the counters of 8 channels come from and go to. */
+typedef struct bc_run {
+    const uint8x16_t *start; /* [8][BC_MANY], or NULL: zero */
+    const uint8x16_t *tables;
+    const uint32_t *pick;    /* [8][pitch], for `blocks` tables and, if `half`, half a one */
+    ptrdiff_t pitch, blocks;
+    int half;
+    uint8x16_t *kept;        /* [8][BC_MANY]: as they are; or NULL */
+    uint8x16_t *top;         /* [8]: the last plane alone; or NULL */
+    uint16_t *twice;         /* [8][BC_TILE]: twice the counts; or NULL */
+} bc_run;
+
 #define BC_COUNTERS(NAME, N)                                                                                          \
-    static void NAME(const uint8x16_t *start, const uint8x16_t *tables, const uint32_t *pick, ptrdiff_t blocks,       \
-                     uint8x16_t *to, uint16_t *twice) {                                                               \
-        uint8x16_t r[N];                                                                                              \
-        BC_UNROLL for (int i = 0; i < (N); i++) r[i] = start != NULL ? start[i] : vdupq_n_u8(0);                      \
-        bc_count(r, N, tables, pick, blocks);                                                                         \
-        if (twice != NULL) {                                                                                         \
-            bc_read(r, N, twice);                                                                                     \
-        } else {                                                                                                      \
-            BC_UNROLL for (int i = 0; i < (N); i++) to[i] = r[i];                                                     \
+    static void NAME(const bc_run *run) {                                                                             \
+        const uint32_t *pick = run->pick;                                                                             \
+        for (ptrdiff_t c = 0; c < BC_BLOCK; c++, pick += run->pitch) {                                                \
+            uint8x16_t r[N];                                                                                          \
+            BC_UNROLL for (int i = 0; i < (N); i++)                                                                   \
+                r[i] = run->start != NULL ? run->start[c * BC_MANY + i] : vdupq_n_u8(0);                              \
+            bc_count(r, N, run->tables, pick, run->blocks, run->half);                                                \
+            if (run->twice != NULL) {                                                                                 \
+                bc_read(r, N, run->twice + c * BC_TILE);                                                              \
+            } else if (run->top != NULL) {                                                                            \
+                run->top[c] = r[(N) - 1];                                                                             \
+            } else {                                                                                                  \
+                BC_UNROLL for (int i = 0; i < (N); i++) run->kept[c * BC_MANY + i] = r[i];                            \
+            }                                                                                                         \
         }                                                                                                             \
     }
 BC_COUNTERS(bc_counters_few, BC_FEW)

@@ -4,8 +4,8 @@
 
 typedef struct bc_plan {
     ptrdiff_t channels, steps, kinds; /* output channels, a multiple of 8; entries of a channel's base */
-    ptrdiff_t blocks, pass;           /* blocks of 64 inputs, in passes of so many */
-    ptrdiff_t image, top, across;     /* first output row; chunks of a row */
+    ptrdiff_t blocks, pass;           /* blocks of 64 inputs, the last may be half; in passes of so many */
+    ptrdiff_t image, top, rows, across; /* output rows from top on; chunks of a row */
     ptrdiff_t sliced, chunks;         /* how many chunks go by counters, and how many there are */
     int planes;                       /* of a counter */
     int32_t *off, *column;
@@ -29,7 +29,7 @@ static void *bc_take(unsigned char **at, ptrdiff_t bytes) {
  * both kernels. */
 static ptrdiff_t bc_split(const bc_plan *c) {
     const ptrdiff_t plain = c->channels / BC_BLOCK * (107 * c->steps + 60); /* instructions of a chunk */
-    const ptrdiff_t tile = c->blocks * (1200 + 165 * c->channels) + 40 * c->channels;
+    const ptrdiff_t tile = c->steps * (720 + 84 * c->channels) + 60 * c->channels;
     const ptrdiff_t tiles = c->chunks / BC_CHUNKS, rest = c->chunks % BC_CHUNKS;
     const ptrdiff_t sliced = tiles + (rest * plain > tile);
     const ptrdiff_t chunks = sliced > tiles ? c->chunks : tiles * BC_CHUNKS;
@@ -44,7 +44,8 @@ static ptrdiff_t bc_plan_of(const bc_job *j, const bc_shape *s, int index, unsig
     c->image = index / bands;
     c->top = index % bands * p->rows;
     c->across = (p->ow + 15) / 16;
-    c->chunks = (p->oh - c->top < p->rows ? p->oh - c->top : p->rows) * c->across;
+    c->rows = p->oh - c->top < p->rows ? p->oh - c->top : p->rows;
+    c->chunks = c->rows * c->across;
     c->channels = bc_up(p->o, BC_BLOCK);
     c->steps = s->steps;
     c->kinds = (ptrdiff_t)p->row_classes * p->column_classes;
@@ -102,13 +103,23 @@ static void bc_sliced_starts(const bc_plan *c) {
     }
 }
 
-/* The chunks from `from` on, before `end`. What they start from is made anew only where it differs from `before`, the
+/* The chunks from `from` on, before `end`; chunks are counted down strips of columns, so that the groups of a strip take
+ * the same entries of base. What they start from is made anew only where it differs from `before`, the
  * group of which it was made last (or NULL). */
 static void bc_group_of(const bc_job *j, const bc_shape *s, const bc_plan *c, ptrdiff_t from, ptrdiff_t end,
                         const bc_group *before, bc_group *g) {
     g->count = end - from < BC_CHUNKS ? end - from : BC_CHUNKS;
     for (ptrdiff_t v = 0; v < BC_CHUNKS; v++) {
-        const ptrdiff_t i = from + (v < g->count ? v : 0), row = i / c->across, col = i % c->across * 16;
+        ptrdiff_t i = from + (v < g->count ? v : 0), strip = 0, wide = BC_CHUNKS;
+        while (wide > c->across - strip || i >= wide * c->rows) { /* strips of 8 chunks, then of 4, 2 and 1 */
+            if (wide > c->across - strip) {
+                wide /= 2;
+            } else {
+                i -= wide * c->rows;
+                strip += wide;
+            }
+        }
+        const ptrdiff_t row = i / wide, col = (strip + i % wide) * 16;
         g->x[v] = c->e + row * j->p->sh * s->line + col;
         bc_place_of(j, c->column, c->top + row, col, &g->places[v]);
     }
@@ -165,38 +176,42 @@ static void bc_sliced_tables(const bc_plan *c, const uint32_t *const *chunk, ptr
         const ptrdiff_t k = 2 * (from + b);
         uint8x16_t planes[64];
         bc_planes(chunk, c->off[k], planes);
-        if (k + 1 < c->steps) bc_planes(chunk, c->off[k + 1], planes + 32);
-        else memset(planes + 32, 0, 32 * sizeof *planes);
-        bc_table(planes, c->tables + b * BC_TABLE);
+        if (k + 1 < c->steps) {
+            bc_planes(chunk, c->off[k + 1], planes + 32);
+            bc_table(planes, c->tables + b * BC_TABLE);
+        } else {
+            bc_table_half(planes, c->tables + b * BC_TABLE);
+        }
     }
 }
 
 /* A group, all channels. */
 static void bc_sliced_group(const bc_job *j, const bc_plan *c, const bc_group *g) {
-    uint16_t t[BC_BLOCK][BC_TILE];
-    uint8x16_t bits[4][BC_CHUNKS], decided[BC_BLOCK][BC_MANY];
+    uint16_t t[BC_BLOCK * BC_TILE];
+    uint8x16_t bits[4][BC_CHUNKS];
     const int decides = j->threshold != NULL;
     for (ptrdiff_t from = 0; from < c->blocks; from += c->pass) {
         const ptrdiff_t blocks = c->blocks - from < c->pass ? c->blocks - from : c->pass;
-        const int last = from + blocks == c->blocks;
+        const int last = from + blocks == c->blocks, half = last && c->steps % 2 == 1;
+        bc_run run = {NULL, c->tables, NULL, c->blocks * BC_PICKS, blocks - half, half, NULL, NULL, NULL};
         bc_sliced_tables(c, g->x, from, blocks);
-        for (ptrdiff_t o = 0; o < c->channels; o++) {
-            const ptrdiff_t i = o % BC_BLOCK;
-            uint8x16_t *kept = c->counters + o * BC_MANY, *to = bits[o / BC_BLOCK % 4];
-            const uint8x16_t *start = from > 0 ? kept : decides ? c->starts + o * BC_MANY : NULL;
-            (c->planes == BC_FEW ? bc_counters_few : bc_counters_many)(
-                start, c->tables, c->picks + (o * c->blocks + from) * BC_PICKS, blocks, last ? decided[i] : kept,
-                last && !decides ? t[i] : NULL);
-            if (!last || i != BC_BLOCK - 1) continue;
+        for (ptrdiff_t o = 0; o < c->channels; o += BC_BLOCK) {
+            uint8x16_t *to = bits[o / BC_BLOCK % 4], *kept = c->counters + o * BC_MANY;
+            run.start = from > 0 ? kept : decides ? c->starts + o * BC_MANY : NULL;
+            run.pick = c->picks + (o * c->blocks + from) * BC_PICKS;
+            run.kept = last ? NULL : kept;
+            run.top = last && decides ? to : NULL;
+            run.twice = last && !decides ? t : NULL;
+            (c->planes == BC_FEW ? bc_counters_few : bc_counters_many)(&run);
+            if (!last) continue;
             if (decides) {
-                const uint8x16_t flips = vdupq_n_u8(bc_flips(j, o - i));
-                BC_UNROLL for (int e = 0; e < BC_BLOCK; e++) to[e] = decided[e][c->planes - 1];
+                const uint8x16_t flips = vdupq_n_u8(bc_flips(j, o));
                 bc_bits8(to);
                 BC_UNROLL for (int v = 0; v < BC_CHUNKS; v++) to[v] = veorq_u8(to[v], flips);
             } else {
-                bc_float(j, c->image, o - i, g->places, g->count, c->start + (o - i) * BC_TILE, t[0], to);
+                bc_float(j, c->image, o, g->places, g->count, c->start + o * BC_TILE, t, to);
             }
-            bc_words(j, c, o - i, g, bits);
+            bc_words(j, c, o, g, bits);
         }
     }
 }
@@ -204,9 +219,10 @@ static void bc_sliced_group(const bc_job *j, const bc_plan *c, const bc_group *g
 static void bc_all_picks(const bc_job *j, const bc_plan *c) {
     for (ptrdiff_t o = 0; o < c->channels; o++) {
         const uint32_t *w = j->w + (o - o % BC_BLOCK) * c->steps + o % BC_BLOCK;
-        for (ptrdiff_t b = 0; b < c->blocks; b++) {
-            const uint64_t high = 2 * b + 1 < c->steps ? w[(2 * b + 1) * BC_BLOCK] : 0;
-            bc_picks(w[2 * b * BC_BLOCK] | high << 32, c->picks + (o * c->blocks + b) * BC_PICKS);
+        uint32_t *to = c->picks + o * c->blocks * BC_PICKS;
+        for (ptrdiff_t k = 0; k < c->steps; k += 2, to += BC_PICKS) {
+            if (k + 1 < c->steps) bc_picks(w[k * BC_BLOCK] | (uint64_t)w[(k + 1) * BC_BLOCK] << 32, to);
+            else bc_picks_half(w[k * BC_BLOCK], to);
         }
     }
 }
