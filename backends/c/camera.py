@@ -105,7 +105,7 @@ static void check(int error) {{
 /* Bytes, pixel by pixel, to floats in [0, 1], plane by plane. */
 static void to_planes(const unsigned char *rgb, float *planes) {{
     for (size_t c = 0; c < 3; c++)
-        for (size_t i = 0; i < PIXELS; i++) planes[c * PIXELS + i] = (float)rgb[3 * i + c] * (1.0f / 255.0f);
+        for (size_t i = 0; i < PIXELS; i++) planes[c * PIXELS + i] = (float)rgb[3 * i + c] / 255.0f;
 }}
 
 static void from_planes(const float *planes, const picture *p, unsigned char *bytes) {{

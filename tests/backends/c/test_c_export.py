@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_the_camera_loop_carries_the_state(exported):
     shown = torch.frombuffer(bytearray(done.stdout), dtype=torch.uint8).view(3, 10, 14)
     state, seen = program.initial_state(), []
     for frame, got in zip(frames, shown, strict=True):
-        out = evaluate(program, [frame.permute(2, 0, 1)[None].float() * (1 / 255)], state)
+        out = evaluate(program, [frame.permute(2, 0, 1)[None] / 255], state)
         state = [out[s.output] for s in program.states]
         want = out[1][0, 0] * 255
         assert (want - got.float()).abs().max() <= 0.51
@@ -149,6 +150,12 @@ def test_two_exports_are_equal_to_the_byte(tmp_path):
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "12345"}, check=True)
     two = _bytes(tmp_path / "two")
     assert len(one) > 20 and one.keys() == two.keys() and [f for f in one if one[f] != two[f]] == []
+
+
+def test_the_example_of_a_camera_runs(tmp_path):
+    root = Path(__file__).resolve().parents[3]
+    said = run_in(root, sys.executable, "examples/camera.py", str(tmp_path / "out"))
+    assert float(re.search(r"largest difference to the reference over 8 frames: (\S+) of 255", said)[1]) <= 0.51
 
 
 def test_export_replaces_only_its_own_folder(tmp_path):
