@@ -125,7 +125,7 @@ def reads_nothing(program: Program, node: fx.Node) -> bool:
 
 
 def _fill_in_empty(program: Program) -> None:
-    """Calls with an empty result, or one made of empty tensors alone, become constants; a cat leaves empty parts out."""
+    """Calls with an empty result, or made of empty tensors alone, become constants; a cat leaves empty parts out."""
 
     def known(n: fx.Node) -> torch.Tensor | None:
         return torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) if is_empty(n) else program.constant(n)

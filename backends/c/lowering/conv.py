@@ -112,8 +112,8 @@ def _weight(ctx: Lowering, arg: Any, geo: Geometry) -> Value:
     params = Struct(
         "vqc_gather_params", {"size": 4, "outer": 1, "h": 1, "w": numel(shape), "oh": 1, "ow": order.numel()}
     )
-    ctx.call("vqc_gather", "move", params, ctx.dense(arg), ctx.weight(torch.zeros(1, dtype=torch.int32), "rows"),
-             ctx.weight(order.to(torch.int32), "packing"), ctx.weight(torch.zeros(1), "fill"), out=[packed])  # fmt: skip
+    ctx.call("vqc_gather", "move", params, ctx.dense(arg), ctx.weight(torch.zeros(1, dtype=torch.int32), "row"),
+             ctx.weight(order.to(torch.int32), "order"), ctx.weight(torch.zeros(1), "fill"), out=[packed])  # fmt: skip
     return packed
 
 
