@@ -234,8 +234,13 @@ def _square(get, node):
     return apply("mul", x, x)
 
 
-@pointwise("aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::floor_divide",
-           "aten::floor_divide.Scalar", needs=("floordiv", "truncdiv"))
+@pointwise(
+    "aten::div.Tensor_mode",
+    "aten::div.Scalar_mode",
+    "aten::floor_divide",
+    "aten::floor_divide.Scalar",
+    needs=("floordiv", "truncdiv"),
+)
 def _div_mode(get, node):
     mode = argument(node, "rounding_mode") if node.target is not torch.ops.aten.floor_divide.default else "floor"
     code = {None: "div", "floor": "floordiv", "trunc": "truncdiv"}[mode]
