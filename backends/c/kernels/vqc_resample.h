@@ -20,11 +20,9 @@ void vqc_resize_bilinear_f32(const vqc_model *m, const vqc_resize_params *p, con
                              const float *row_weights, const int32_t *cols, const float *col_weights, float *y,
                              void *scratch);
 
-#define VQC_GRID_REFLECT 2
-
 typedef struct vqc_grid_params {
     int32_t n, c, h, w, oh, ow;
-    int32_t nearest, border, align_corners; /* truth values; not border: zeros outside; border 2: reflected */
+    int32_t nearest, border, align_corners; /* truth values; not border: zeros outside */
     size_t scratch;                         /* for one worker: 24 bytes for each of ow */
 } vqc_grid_params;
 

@@ -41,7 +41,7 @@ def lower_exact_bilinear(ctx: Lowering, node: fx.Node) -> None:
     _resize(ctx, node, bool(argument(node, "align_corners")), (argument(node, "scale_h"), argument(node, "scale_w")))
 
 
-def _grid(ctx: Lowering, node: fx.Node, *, nearest: bool, border: int, align: bool) -> None:
+def _grid(ctx: Lowering, node: fx.Node, *, nearest: bool, border: bool, align: bool) -> None:
     x, grid, out = ctx.dense(node.args[0]), ctx.dense(node.args[1]), ctx.result(node)
     n, c, h, w = x.shape
     params = Struct("vqc_grid_params", {"n": n, "c": c, "h": h, "w": w, "oh": out.shape[2], "ow": out.shape[3],
@@ -50,7 +50,7 @@ def _grid(ctx: Lowering, node: fx.Node, *, nearest: bool, border: int, align: bo
 
 
 def _sample(ctx: Lowering, node: fx.Node) -> None:
-    """Volumes and cubic sampling, by the general kernel."""
+    """Volumes, cubic sampling and reflection, by the general kernel."""
     x, grid, out = ctx.dense(node.args[0]), ctx.dense(node.args[1]), ctx.result(node)
     axes = len(x.shape) - 2
     params = Struct("vqc_sample_params", {
@@ -64,10 +64,10 @@ def _sample(ctx: Lowering, node: fx.Node) -> None:
 @lowering("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::grid_sampler", check=FLOATS)
 def lower_grid_sampler(ctx: Lowering, node: fx.Node) -> None:
     mode, padding = int(argument(node, "interpolation_mode")), int(argument(node, "padding_mode"))
-    if len(shape_of(node)) != 4 or mode == 2:
+    if len(shape_of(node)) != 4 or mode == 2 or padding == 2:
         _sample(ctx, node)
         return
-    _grid(ctx, node, nearest=mode == 1, border=padding, align=bool(argument(node, "align_corners")))
+    _grid(ctx, node, nearest=mode == 1, border=padding == 1, align=bool(argument(node, "align_corners")))
 
 
 @lowering("vqc::grid_sample", check=FLOATS)
