@@ -9,7 +9,7 @@
 #define BC_ALL_INT(x) (x)
 #define BC_FLOAT(v) ((float)(v))
 #define BC_LESS(a, b) (-(int32_t)((a) < (b)))
-#define BC_SELECT(mask, a, b) ((mask) ? (a) : (b))
+#define BC_SELECT(mask, a, b) (((const float[2]){b, a})[(mask) & 1]) /* signs are random: no branch */
 #else
 #define BC_ALL(x) ((x) - (vqc_vf){0}) /* x - 0 is x, -0 and NaN included */
 #define BC_ALL_INT(x) ((x) + (vqc_vi){0})
@@ -76,13 +76,13 @@ static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrd
     float *y = j->y != NULL ? j->y + at : NULL;
     const int sign = j->bits != NULL;
     const float bias = j->bias != NULL ? j->bias[o] : -0.0f; /* x + -0 is x, for every x */
-    const vqc_vf scales = BC_ALL(j->scale[o]), biases = BC_ALL(bias), zero = BC_ALL(0.0f);
+    const vqc_vf scales = BC_ALL(j->scale[o]), biases = BC_ALL(bias), zero = BC_ALL(0.0f), one = BC_ALL(1.0f);
     const vqc_vf slopes = BC_ALL(act == VQC_BACT_PRELU ? j->slope[o] : 0.0f);
     const vqc_vf taus = BC_ALL(sign ? j->tau[j->p->taus > 1 ? o : 0] : 0.0f);
     for (ptrdiff_t i = 0; i < n; i += VQC_VL) {
         vqc_vf v = BC_FLOAT(*(const vqc_vi_mem *)(const void *)(t + i)) * scales + biases;
         if (residual != NULL) v += bc_load(residual + i, n - i);
-        if (act == VQC_BACT_PRELU) v = BC_SELECT(BC_LESS(zero, v), v, v * slopes);
+        if (act == VQC_BACT_PRELU) v *= BC_SELECT(BC_LESS(zero, v), one, slopes); /* v * 1 is v */
         if (act == VQC_BACT_RELU) v = BC_SELECT(BC_LESS(v, zero), zero, v);
         if (y != NULL) bc_store(y + i, v, n - i);
         if (sign) *(vqc_vi_mem *)(void *)(word + i) |= BC_LESS(v, taus) & BC_BIT(o);

@@ -127,7 +127,7 @@ typedef int32_t bc_int8 __attribute__((vector_size(32), aligned(4), may_alias));
         high[j][i] = BC_ADD8(high[j][i], BC_AND(BC_RIGHT16(v[j][i], 4), nibble));                                     \
     }
 
-/* Counts of P vectors of positions and W pairs from `first` on, into 16 bits: [channel][low or high half of lanes][P]. */
+/* Counts of P vectors of positions and W pairs from `first` on, in 16 bits: [channel][low or high half of lanes][P]. */
 #define BC_TILE(NAME, P, W)                                                                                           \
     static inline void NAME(const bc_band *b, ptrdiff_t col, int first, bc_vec wide[BC_BLOCK][2][2]) {                \
         const unsigned char *tables = (const unsigned char *)b->w;                                                    \
