@@ -57,6 +57,7 @@ HEADERS = {
 }  # fmt: skip
 CONTRACTED = ("vqc_conv_f32.c", "vqc_matmul.c")  # these may fuse products and sums; nothing else may
 
+
 @dataclass(frozen=True)
 class Model:
     """A generated model: its C name, all sources by file name, the weights file, sizes and the plan."""
@@ -122,7 +123,7 @@ def row_header(name: str, functions: Mapping[str, str]) -> str:
     """NAME_rows.h: the generated row programs, by their text; NAME_step.c alone includes it."""
     arguments = "(const float *constants, const void *const *in, void *const *out, ptrdiff_t n)"
     guard = f"{name.upper()}_ROWS_H"
-    lines = [f"/* {name}: generated; pointwise operations over a run of positions of one channel (vqc_row in vqc_c4.h).",
+    lines = [f"/* {name}: generated; pointwise operations over positions of one channel (vqc_row in vqc_c4.h).",
              " * Each operation is rounded once: compile with -ffp-contract=off. */",
              f"#ifndef {guard}", f"#define {guard}", "", '#include "vqc_row.h"', ""]  # fmt: skip
     for text, function in functions.items():
