@@ -5,7 +5,7 @@
  * second one's in the high half. So one shuffle and one addition count 8 bits of every position in the vector.
  * Halves hold three such numbers (at most 12); then the byte is added to `all` (modulo 256) and its high half to
  * `high`; at last low = all - 16 * high, which is below 256 and therefore exact. Seven steps of 32 channels fit a byte
- * (224); then counters go on in 16 bits, as far as 65535.
+ * (224); then counters go on in 16 bits (lowering refuses longer sums).
  *
  * Padding has its top bit set, for which the shuffle gives 0: padded taps are not counted. */
 #include <immintrin.h>
@@ -13,8 +13,7 @@
 #define BC_E uint8_t
 #define BC_PLANES 8
 #define BC_PAD 0x80
-#define BC_STEPS 7          /* that fit a byte */
-#define BC_WIDE_LIMIT 65535 /* the most channels times taps that 16 bits can count */
+#define BC_STEPS 7 /* that fit a byte */
 
 #if defined(__AVX512BW__)
 #define BC_BYTES 64

@@ -28,6 +28,7 @@ BITS = "b32"  # uint32 [N][ceil(C/32)][H][W]; bit 1 is -1
 BLOCK = 8  # BC_BLOCK in vqc_bconv_band.h
 SEGMENT = 64  # BC_SEGMENT
 KERNEL_LIMIT = 7  # columns of a kernel: 16 classes of columns are enough then
+SUM_LIMIT = 32767  # channels times taps: some hooks count in 16 bits
 BAND_BYTES = 192 << 10  # unpacked input a task aims at, counted for the hook that unpacks most
 
 
@@ -247,6 +248,8 @@ def _binary_weight(program: Program, node: fx.Node) -> str | None:
         return "its weight is computed at run time; the kernel packs it when it compiles"
     if not bool((weight.abs() == 1).all()):
         return "its weight holds something else than +1 and -1"
+    if weight[0].numel() > SUM_LIMIT:
+        return f"its sums have {weight[0].numel()} terms, the C kernel takes {SUM_LIMIT}"
     if weight.shape[3] > KERNEL_LIMIT:
         return f"its kernel has {weight.shape[3]} columns, the C kernel takes {KERNEL_LIMIT}"
     return None
