@@ -207,5 +207,5 @@ class Lowered:
     state_size: int
     kernels: dict[str, str] = field(default_factory=dict)  # node -> kernel, "" for a view
     row_functions: dict[str, str] = field(default_factory=dict)  # text of a row program -> its name (rows.py)
-    unfused: list[Declined] = field(default_factory=list)  # results that were stored, and why their readers did not go on
+    unfused: list[Declined] = field(default_factory=list)  # stored results, and why no reader went on
     workers: int = 1

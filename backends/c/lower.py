@@ -236,8 +236,18 @@ class Lowering:
         outputs = self._finish(states)
         resets = [self.pool.add(s.reset, f"reset_{s.name}") if bool(s.reset.any()) else None for s in program.states]
         return Lowered(
-            program.name, self.calls, b"", inputs, outputs, states, resets, state_size, self.kernels,
-            self.row_functions, [Declined(n, why) for n, why in self.unfused.items()], self.workers,
+            program.name,
+            self.calls,
+            b"",
+            inputs,
+            outputs,
+            states,
+            resets,
+            state_size,
+            self.kernels,
+            self.row_functions,
+            [Declined(n, why) for n, why in self.unfused.items()],
+            self.workers,
         )
 
     def _interface(self) -> tuple[list[Value], list[Value], int]:

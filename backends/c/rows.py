@@ -168,9 +168,9 @@ class _Writer:
         narrow = "" if words else f"({ctype})"
         level = _level(e)
         if level is not None:
-            x, zero, low, high = level
+            inner, zero, low, high = level
             low, high = low - zero, high - zero  # a limit that is a whole number can be held before rounding
-            v = self.name(f"{(t := self.visit(x))} > {low}.0f ? {t} : {low}.0f")
+            v = self.name(f"{(x := self.visit(inner))} > {low}.0f ? {x} : {low}.0f")
             v = self.name(f"{v} < {high}.0f ? {v} : {high}.0f")
             self.body.append(f"y{index}[i] = {narrow}(vqc_round({v}) + {zero});")
             return

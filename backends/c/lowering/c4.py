@@ -162,13 +162,14 @@ def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
     if found:
         _convolution(ctx, found[0].source, rest, values, outputs, names)
     else:
-        n, c = shape_of(node)[:2]
-        params = Struct("vqc_rows_c4_params", {"n": n, "c": c, "positions": numel(shape_of(node)[2:]), "rest": rest})
+        batch, channels = shape_of(node)[:2]
+        params = Struct("vqc_rows_c4_params", {"n": batch, "c": channels, "positions": numel(shape_of(node)[2:]),
+                                               "rest": rest})  # fmt: skip
         text = f"{', '.join(names)}: {code.count} operations"
         call = ctx.call("vqc_rows_c4", "c4", params, tuple(values) or None, comment=text)
         call.args = (*call.args, rows.refs(outputs, writes=True))
-    for n in names[1:]:
-        ctx.kernels[n] = f"with {node.name}"
+    for name in names[1:]:
+        ctx.kernels[name] = f"with {node.name}"
     return outputs[0]
 
 
@@ -223,7 +224,8 @@ def _follow(ctx: Lowering, node: fx.Node, e: Expr, user: fx.Node) -> tuple[list[
 
     chain: list[fx.Node] = []
     held = ctx.env.get(node)
-    last, inner = node, e
+    last = node
+    inner: Expr | None = e
     for _ in range(3):
         others = [a for a in user.all_input_nodes if a is not last and ctx.constant(a) is None]
         if user.op != "call_function" or op_name(user.target) not in POINTWISE or others or user in ctx.done:
@@ -249,7 +251,6 @@ def _follow(ctx: Lowering, node: fx.Node, e: Expr, user: fx.Node) -> tuple[list[
         ctx.env[node] = held
     else:
         ctx.env.pop(node, None)
-    good = chain and wants_c4(ctx.program, chain[-1]) and inner is not None
-    if not good or rows.why_not(inner, shape_of(node)) is not None:
+    if not chain or not wants_c4(ctx.program, chain[-1]) or inner is None:
         return [], None
-    return chain, inner
+    return (chain, inner) if rows.why_not(inner, shape_of(node)) is None else ([], None)

@@ -42,7 +42,7 @@ def lower_cat(ctx: Lowering, node: fx.Node) -> None:
     sources = node.args[0]
     assert isinstance(sources, (tuple, list))
     if not parts_c4.lazy_cat(ctx, node):
-        concatenate(ctx, node, [ctx.value(s) for s in sources])
+        concatenate(ctx, node, [ctx.value(s) for s in sources if shape_of(s) != (0,)])  # [0] fits anything
 
 
 def concatenate(ctx: Lowering, node: fx.Node, values: Sequence[Value]) -> Value:
