@@ -15,8 +15,8 @@ from vqc.program import Program, dtype_of, shape_of
 
 vops, qd = torch.ops.vqc, torch.ops.quantized_decomposed
 
-SIZES = ((5, 7), (1, 1), (1, 9), (6, 6), (9, 2), (4, 100))
-LARGEST = 40_000  # elements of a tensor
+SIZES = ((5, 7), (1, 1), (1, 9), (6, 6), (9, 2), (4, 100), (24, 60), (70, 20))
+LARGEST = 60_000  # elements of a tensor that others are made of
 
 
 def same_results(want: Sequence[Tensor], got: Sequence[Tensor], where: str = "", names: Sequence[str] = ()) -> None:

@@ -89,6 +89,7 @@ def views(p):
         p.quantize(p.cat(cut, spread, dot, turned, constant)),
         p.channels(p.cat(spread, constant, cut)),
         p.quantize(p.cat(constant, constant)),
+        p.quantize(p.cat(p.b.const(torch.zeros(0)), p.x)),
     ]
 
 

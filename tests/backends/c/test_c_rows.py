@@ -56,6 +56,7 @@ def same(program, names=(), **options):
     state = program.initial_state()
     for step in range(2):
         want = evaluate(program, program.example, state)
+        exe.model._arena.fill_(255)  # what memory held before must not matter: as floats these are NaN
         same_results(want, exe.trace(program.example, state), f"step {step}, ", names)
         state = [want[s.output] for s in program.states]
     return [c.kernel for c in exe.model.model.lowered.calls]
@@ -271,6 +272,15 @@ def test_a_state_is_read_before_it_is_written():
     same(chain(build, levels(*X), states=[rand(1, 6, 6, 9), rand(1, 6, 6, 9)]))
 
 
+def test_a_state_of_which_one_channel_is_read_by_all_is_not_written_over():
+    def build(b, x, s):
+        first = b.call(aten.slice.Tensor, s, 1, 0, 1, 1)
+        new = b.call(aten.add.Tensor, conv(b, x), first)
+        return [b.call(aten.neg.default, new)], [new]
+
+    same(chain(build, levels(*X), states=[rand(1, 6, 6, 9)]))
+
+
 def test_states_change_places_and_one_is_levels():
     def build(b, x, s, t, q):
         v = b.call(aten.relu.default, b.call(aten.add.Tensor, conv(b, q, 6), t))
@@ -292,6 +302,44 @@ def test_a_gated_recurrence():
         return [b.call(aten.relu.default, mixed)], [mixed]
 
     same(chain(build, levels(*X), states=[rand(1, 6, 6, 9)]), threads=2)
+
+
+# ---- large results without a convolution ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_large_results_in_the_memory_of_their_operands(threads):
+    """Operands that die are written over, the old state too; those that are read otherwise as well are not."""
+
+    def build(b, x, y, gate, mask, s):
+        a = b.call(aten.relu.default, b.call(aten.add.Tensor, b.call(aten.mul.Tensor, x, 0.5), y))
+        c = b.call(aten.mul.Tensor, b.call(vops.sigmoid.default, a), a)
+        d = b.call(aten.mul.Tensor, b.call(aten.relu.default, c), gate)
+        e = b.call(aten.where.self, mask, d, x)
+        turned = b.call(aten.permute.default, b.call(aten.view.default, e, [2, 7, 40, 20]), [0, 1, 3, 2])
+        f = b.call(aten.sub.Tensor, e, turned)  # reads e in two ways
+        first = b.call(aten.expand.default, b.call(aten.slice.Tensor, f, 1, 0, 1, 1), [2, 7, 20, 40])
+        g = b.call(aten.maximum.default, f, first)
+        new = b.call(aten.add.Tensor, b.call(aten.mul.Tensor, s, 0.75), b.call(aten.clamp.default, g, -2.0, 2.0))
+        return [b.call(aten.neg.default, g), b.call(aten.mul.Tensor, f, f), c], [new]
+
+    shape = (2, 7, 20, 40)
+    made = chain(build, rand(*shape), rand(*shape), rand(2, 7, 1, 1), rand(*shape) > 0, states=[rand(*shape)])
+    assert same(made, threads=threads).count("vqc_rows_c4") >= 5
+    shared = [c for c in compiled(made, threads=threads).model.model.lowered.calls if c.inplace and c.inplace[0].home]
+    assert any(c.kernel == "vqc_rows_c4" for c in shared)
+
+
+def test_large_results_of_every_rank():
+    def build(b, *inputs):
+        found = []
+        for v in inputs:
+            size = v.meta["val"].shape[-1]
+            for w in (0.3, rand(size), b.call(aten.neg.default, v)):
+                found.append(b.call(aten.relu.default, b.call(aten.mul.Tensor, b.call(aten.sub.Tensor, v, w), 1.5)))
+        return tuple(found)
+
+    same(chain(build, rand(5000), rand(70, 90), rand(3, 40, 100), rand(2, 3, 4, 5, 100), rand(5, 1, 900)))
 
 
 # ---- random graphs -------------------------------------------------------------------------------------------------
