@@ -23,7 +23,15 @@
 void vqc_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
                  const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
                  const float *residual, const float *slope, const float *tau, float *y, uint32_t *bits, void *scratch) {
-    bc_job j = {p, x, w, base, classes, scale, bias, residual, slope, tau, NULL, NULL, y, bits, (unsigned char *)scratch};
+    bc_job j = {p, x, w, base, classes, scale, bias, residual, slope, tau, NULL, NULL, y, bits,
+                (unsigned char *)scratch, NULL};
+    bc_launch(m, &j);
+}
+
+void vqc_masked_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
+                        const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
+                        const uint8_t *mask, float *y, void *scratch) {
+    bc_job j = {p, x, w, base, classes, scale, bias, NULL, NULL, NULL, NULL, NULL, y, NULL, (unsigned char *)scratch, mask};
     bc_launch(m, &j);
 }
 
@@ -31,7 +39,7 @@ void vqc_bconv2d_threshold(const vqc_model *m, const vqc_bconv_params *p, const 
                            const int32_t *base, const uint8_t *classes, const int32_t *threshold, const uint8_t *flip,
                            uint32_t *bits, void *scratch) {
     bc_job j = {p,    x,    w,         base, classes, NULL, NULL, NULL, NULL,
-                NULL, threshold, flip, NULL, bits,    (unsigned char *)scratch};
+                NULL, threshold, flip, NULL, bits,    (unsigned char *)scratch, NULL};
     bc_launch(m, &j);
 }
 

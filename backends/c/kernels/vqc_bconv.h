@@ -24,7 +24,7 @@
  *   bc_sums(b, x, t)     t[j][i] = acc of channel j of the block at position i of a segment of up to 64 positions
  * Tests compile every file with -DVQC_GENERIC as well, which chooses the plain hook: results are equal bit for bit.
  *
- * Masked. bc_row computes any segment of a row; a masked kernel calls it for active segments alone.
+ * Masked. bc_row computes any segment of a row; under a mask it is called for what lies between the marks of a segment.
  */
 #ifndef VQC_BCONV_H
 #define VQC_BCONV_H
@@ -54,6 +54,12 @@ typedef struct vqc_bconv_params {
 void vqc_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
                  const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
                  const float *residual, const float *slope, const float *tau, float *y, uint32_t *bits, void *scratch);
+
+/* Under a mask [n][oh][ow] of 0 and 1: y = (float)acc * scale + bias where it is 1, else +0. Segments of a row without a 1
+ * are not computed. */
+void vqc_masked_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
+                        const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
+                        const uint8_t *mask, float *y, void *scratch);
 
 /* Binary result: bits = !(acc >= threshold[o]), turned round where flip[o]. */
 void vqc_bconv2d_threshold(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,

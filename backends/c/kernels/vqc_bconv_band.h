@@ -30,6 +30,7 @@ typedef struct bc_job {
     float *y;
     uint32_t *bits;
     unsigned char *scratch;
+    const uint8_t *mask; /* positions that count, [n][oh][ow]; NULL: all */
 } bc_job;
 
 /* What bc_sums reads: channel j of the block at column i has

@@ -17,6 +17,7 @@
 #define BC_LESS(a, b) ((vqc_vi)((a) < (b)))
 #define BC_SELECT(mask, a, b) ((vqc_vf)(((vqc_vi)(a) & (mask)) | ((vqc_vi)(b) & ~(mask))))
 #endif
+#define BC_PIECE (BC_LANES < 32 ? BC_LANES < 8 ? 8 : BC_LANES : 32) /* positions that are left out together */
 #define BC_BIT(o) ((int32_t)((uint32_t)1 << ((o) & 31)))
 
 /* Unpack the input rows of a band that begins at output row `first`. */
@@ -160,12 +161,78 @@ static void bc_inside(const vqc_bconv_params *p, const bc_shape *s, ptrdiff_t ro
     for (ptrdiff_t i = 0; i < s->columns; i++) inside[i] = p->c * rows * taps[i];
 }
 
+/* Of n marks: 0 if none is set, 2 if all are, else 1. */
+static int bc_marks(const uint8_t *mask, ptrdiff_t n) {
+    uint64_t some = 0, all = 0x0101010101010101u;
+    ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, mask + i, 8);
+        some |= eight;
+        all &= eight;
+    }
+    for (; i < n; i++) {
+        some |= mask[i];
+        all &= mask[i] ? all : 0;
+    }
+    return some == 0 ? 0 : all == 0x0101010101010101u ? 2 : 1;
+}
+
+/* One piece of n positions, computed; zero where there is no mark. */
+static BC_INLINE void bc_keep(float *restrict y, const uint8_t *restrict mask, ptrdiff_t n) {
+    for (ptrdiff_t c = 0; c < n; c++) y[c] = mask[c] ? y[c] : 0.0f;
+}
+
+/* A row under a mask, zero so far: pieces with a mark are computed; all of them unless there are few. Lengths are
+ * constants, so that loops are unrolled. */
+static void bc_row_masked(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t row, int few) {
+    const vqc_bconv_params *p = j->p;
+    const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, at = row * p->ow;
+    const ptrdiff_t channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
+    const uint8_t *mask = j->mask + image * plane + at;
+    float *y = j->y + (image * p->o + o) * plane + at;
+    ptrdiff_t from = 0;
+    while (from < p->ow) {
+        ptrdiff_t end = from;
+        while (end + BC_PIECE <= p->ow && end < from + BC_SEGMENT && (!few || bc_marks(mask + end, BC_PIECE) != 0))
+            end += BC_PIECE;
+        const ptrdiff_t n = end - from;
+        if (n == 0 && from + BC_PIECE <= p->ow) {
+            from += BC_PIECE;
+            continue;
+        }
+        if (n == BC_SEGMENT) bc_row(j, b, image, o, row, from, BC_SEGMENT);
+        else if (n == BC_SEGMENT / 2) bc_row(j, b, image, o, row, from, BC_SEGMENT / 2);
+        else if (n == BC_PIECE) bc_row(j, b, image, o, row, from, BC_PIECE);
+        else if (n != 0) bc_row(j, b, image, o, row, from, n);
+        else { /* the row's end */
+            end = p->ow;
+            bc_row(j, b, image, o, row, from, end - from);
+        }
+        for (; from + BC_PIECE <= end; from += BC_PIECE)
+            if (bc_marks(mask + from, BC_PIECE) != 2)
+                for (ptrdiff_t i = 0; i < channels; i++) bc_keep(y + i * plane + from, mask + from, BC_PIECE);
+        for (ptrdiff_t i = 0; i < channels && from < end; i++) bc_keep(y + i * plane + from, mask + from, end - from);
+        from = end;
+    }
+}
+
+/* Whether leaving pieces out pays in rows [first, last): a piece by itself costs about 8/5 of its share of a segment. */
+static int bc_few(const bc_job *j, ptrdiff_t image, ptrdiff_t first, ptrdiff_t last) {
+    const vqc_bconv_params *p = j->p;
+    ptrdiff_t pieces = 0, marked = 0;
+    for (ptrdiff_t row = first; row < last; row++)
+        for (ptrdiff_t col = 0; col + BC_PIECE <= p->ow; col += BC_PIECE, pieces++)
+            marked += bc_marks(j->mask + (image * p->oh + row) * p->ow + col, BC_PIECE) != 0;
+    return 8 * marked < 5 * pieces;
+}
+
 static void bc_task(void *arg, int index, int worker) {
     const bc_job *j = (const bc_job *)arg;
     const vqc_bconv_params *p = j->p;
     const bc_shape s = bc_shape_of(p);
 #ifdef BC_OWN_TASK
-    if (bc_own_task(j, index, worker)) return;
+    if (j->mask == NULL && bc_own_task(j, index, worker)) return;
 #endif
     const ptrdiff_t bands = (p->oh + p->rows - 1) / p->rows, image = index / bands, first = index % bands * p->rows;
     const ptrdiff_t last = first + p->rows < p->oh ? first + p->rows : p->oh;
@@ -175,6 +242,13 @@ static void bc_task(void *arg, int index, int worker) {
     unsigned char *prepared = scratch + s.prepared;
     BC_E *e = (BC_E *)(void *)(scratch + s.input);
     bc_band b = {e, s.line, off, s.steps, NULL, NULL, (ptrdiff_t)p->row_classes * p->column_classes, column, inside};
+    const ptrdiff_t positions = (last - first) * p->ow;
+    const int marks = j->mask == NULL ? 2 : bc_marks(j->mask + (image * p->oh + first) * p->ow, positions);
+    const int few = marks == 1 && bc_few(j, image, first, last);
+    if (marks == 0 || few)
+        for (ptrdiff_t o = 0; o < p->o; o++)
+            memset(j->y + ((image * p->o + o) * p->oh + first) * p->ow, 0, (size_t)positions * sizeof *j->y);
+    if (marks == 0) return;
     bc_tables(j, &s, off, column, taps);
     bc_unpack(j, &s, image, first, e);
     bc_prepare(prepared);
@@ -186,6 +260,10 @@ static void bc_task(void *arg, int index, int worker) {
             b.x = e + (row - first) * p->sh * BC_PLANES * s.line;
             b.base = j->base + o * b.base_step + j->classes[row] * p->column_classes;
             ptrdiff_t col = 0;
+            if (marks == 1) {
+                bc_row_masked(j, &b, image, o, row, few);
+                continue;
+            }
             for (; col + BC_SEGMENT <= p->ow; col += BC_SEGMENT) bc_row(j, &b, image, o, row, col, BC_SEGMENT);
             if (p->ow - col == BC_SEGMENT / 2) bc_row(j, &b, image, o, row, col, BC_SEGMENT / 2);
             else if (col < p->ow) bc_row(j, &b, image, o, row, col, p->ow - col);

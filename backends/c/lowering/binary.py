@@ -242,7 +242,7 @@ def epilogue(ctx: Lowering, node: fx.Node) -> Epilogue:
 # ---- convolutions --------------------------------------------------------------------------------------------------
 
 
-def _binary_weight(program: Program, node: fx.Node) -> str | None:
+def binary_weight(program: Program, node: fx.Node) -> str | None:
     weight = program.constant(argument(node, "weight"))
     if weight is None:
         return "its weight is computed at run time; the kernel packs it when it compiles"
@@ -260,7 +260,7 @@ def _for_arm(target: str) -> bool:
     return machine.startswith(("aarch64", "arm64"))
 
 
-def _call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], extra: Sequence[Value | None],
+def call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], extra: Sequence[Value | None],
           out: Sequence[Value | None]) -> Call:  # fmt: skip
     weight = ctx.constant(argument(node, "weight"))
     assert weight is not None
@@ -282,7 +282,7 @@ def _call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], ext
     return call
 
 
-@lowering("vqc::bconv2d", check=all_of(_binary_weight, constant_arguments("scale", "bias")))
+@lowering("vqc::bconv2d", check=all_of(binary_weight, constant_arguments("scale", "bias")))
 def lower_bconv(ctx: Lowering, node: fx.Node) -> None:
     e = epilogue(ctx, node)
     scale, bias = ctx.constant(argument(node, "scale")), ctx.constant(argument(node, "bias"))
@@ -294,9 +294,9 @@ def lower_bconv(ctx: Lowering, node: fx.Node) -> None:
     keep = e.sign is None or len(e.last.users) > 1
     y = ctx.result(e.last) if keep else None
     bits = ctx.result(e.sign, BITS) if e.sign is not None else None
-    call = _call(ctx, node, "vqc_bconv2d", {"act": e.act, "taus": 0 if tau is None else tau.numel()}, extra, [y, bits])
+    made = call(ctx, node, "vqc_bconv2d", {"act": e.act, "taus": 0 if tau is None else tau.numel()}, extra, [y, bits])
     if residual is not None and y is not None and residual.is_whole:
-        call.inplace = (y.buffer, (residual.buffer,))
+        made.inplace = (y.buffer, (residual.buffer,))
     for taken in e.taken:
         ctx.done.add(taken)
         ctx.kernels[taken.name] = f"in vqc_bconv2d of {node.name}"
@@ -304,9 +304,9 @@ def lower_bconv(ctx: Lowering, node: fx.Node) -> None:
         ctx.kernels[node.name] = f"vqc_bconv2d, not further: {e.declined}"
 
 
-@lowering("vqc::bconv2d_threshold", check=all_of(_binary_weight, constant_arguments("threshold", "flip")))
+@lowering("vqc::bconv2d_threshold", check=all_of(binary_weight, constant_arguments("threshold", "flip")))
 def lower_bconv_threshold(ctx: Lowering, node: fx.Node) -> None:
     threshold, flip = ctx.constant(argument(node, "threshold")), ctx.constant(argument(node, "flip"))
     assert threshold is not None and flip is not None
     extra = [ctx.weight(threshold, "threshold"), ctx.weight(flip.to(torch.uint8), "flip")]
-    _call(ctx, node, "vqc_bconv2d_threshold", {}, extra, [ctx.result(node, BITS)])
+    call(ctx, node, "vqc_bconv2d_threshold", {}, extra, [ctx.result(node, BITS)])

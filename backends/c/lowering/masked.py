@@ -7,12 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from vqc.backends.c import expr as ex
 from vqc.backends.c.ir import Struct, align
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.lowering import binary
 from vqc.backends.c.lowering.conv import constant_arguments, geometry, packed_weight
-from vqc.backends.c.lowering.pointwise import finish, operand
 from vqc.backends.c.packing import C4Geometry, Geometry, pack_c4
 from vqc.backends.c.registry import all_of, lowering, only
 from vqc.ops.exact import argument
@@ -102,14 +100,13 @@ def lower_masked_qconv(ctx: Lowering, node: fx.Node) -> None:
     )  # fmt: skip
 
 
-# ---- binary: every position is computed, then the mask chooses -----------------------------------------------------
+# ---- binary --------------------------------------------------------------------------------------------------------
 
 
-@lowering("vqc::masked_bconv2d", check=all_of(binary._binary_weight, constant_arguments("scale", "bias")))
+@lowering("vqc::masked_bconv2d", check=all_of(binary.binary_weight, constant_arguments("scale", "bias")))
 def lower_masked_bconv(ctx: Lowering, node: fx.Node) -> None:
     scale, bias = ctx.constant(argument(node, "scale")), ctx.constant(argument(node, "bias"))
     assert scale is not None
-    y = ctx.new(shape_of(node), torch.float32, f"{node.name}_everywhere")
-    floats = [ctx.weight(scale, "scale"), ctx.weight(bias, "bias") if bias is not None else None, None, None, None]
-    binary._call(ctx, node, "vqc_bconv2d", {"act": "VQC_BACT_NONE", "taus": 0}, floats, [y, None])
-    finish(ctx, node, ex.apply("where", operand(ctx, node, argument(node, "mask")), ex.load(y), ex.const(0.0)))
+    extra = [ctx.weight(scale, "scale"), ctx.weight(bias, "bias") if bias is not None else None,
+             ctx.dense(argument(node, "mask"))]  # fmt: skip
+    binary.call(ctx, node, "vqc_masked_bconv2d", {"act": "VQC_BACT_NONE"}, extra, [ctx.result(node)])
