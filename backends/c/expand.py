@@ -148,7 +148,7 @@ def _fill_in_empty(program: Program) -> None:
 
 def expanded(program: Program) -> Program:
     """The Program with all expansions carried out; `meta["origin"]` of a new call names the one it comes from."""
-    nothing = any(map(is_empty, program.calls))
+    nothing = any(is_empty(n) or reads_nothing(program, n) for n in program.calls)
     if not nothing and not any(map(expandable, program.calls)):
         return program
     copy = program.clone()

@@ -103,8 +103,8 @@ def share(calls: Sequence[Call]) -> None:
         if c.inplace is None:
             continue
         out, sources = c.inplace
-        if out.home is not None or out.kind != "arena" or out in hosts:
-            continue
+        if out.home is not None or out.kind != "arena" or out in hosts or lives[out][0] != i:
+            continue  # with an earlier call's results in it, it would lie where the source still stands
         for src in sources:
             root = src.root()[0]
             # Memory may pass on along a chain of buffers of one size; a part of a larger one stays its own.

@@ -176,3 +176,15 @@ def test_pointwise_results_take_over_dying_operands():
     plan = exe.model.model.plan
     offsets = {b.name: o for b, o in plan.offsets.items()}
     assert offsets["conv2d_default"] == offsets["sub_tensor"]
+
+
+def test_a_result_that_grows_call_by_call_takes_over_nothing():
+    """A fold adds to zeros that stand before its columns are read: they must not lie in each other."""
+
+    def build(b, x):
+        columns = b.call(aten.mul.Tensor, x, 2.0)
+        return b.call(
+            aten.mul.Tensor, b.call(aten.col2im.default, columns, [6, 8], [1, 1], [1, 1], [0, 0], [1, 1]), 3.0
+        )
+
+    check(chain(build, torch.randn(1, 4, 48)))

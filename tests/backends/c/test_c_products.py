@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from c_helpers import Builder, Case, aten, check, compiled, single, together
+from c_helpers import Builder, Case, aten, chain, check, compiled, single, together
 from c_helpers import In as Input
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,3 +192,16 @@ def convolutions(draw) -> Case:
 @given(st.lists(convolutions(), min_size=6, max_size=6))
 def test_convolutions_with_weights_of_the_moment(target, cases):
     _close(cases, target, 1e-4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_of_nothing(target):
+    """Inputs without elements: sums of no products are zeros, whether an input or a call is what is empty."""
+    x, y, z = torch.randn(3, 0), torch.randn(0, 5), torch.randn(3, 4)
+
+    def build(b: Builder, x, y, z):
+        none = b.call(aten.slice.Tensor, z, 1, 4, 4)
+        return (b.call(aten.matmul.default, x, y), b.call(aten.matmul.default, none, y),
+                b.call(aten.linear.default, x, torch.zeros(5, 0), torch.randn(5)))  # fmt: skip
+
+    check(chain(build, x, y, z), target=target)
