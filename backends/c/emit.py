@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from vqc.backends.c.interface import Outside, header_text, model_text, safe, step_arguments
-from vqc.backends.c.ir import DTYPES, Arg, Array, Buffer, Call, Lowered, Ref, Scratch, Struct, Value
+from vqc.backends.c.ir import DTYPES, Arg, Array, Call, Lowered, Ref, Scratch, Struct, Value
 from vqc.backends.c.plan import MemoryPlan, make_plan
 from vqc.backends.c.targets import ISA_HEADER, SHARED, Variant
 from vqc.backends.c.text import c_name, number
@@ -301,8 +301,3 @@ def generate(lowered: Lowered, input_names: list[str], output_names: list[str], 
 def c_type(value: Value) -> str:
     """The C type of a tensor's elements."""
     return DTYPES[value.dtype][1]
-
-
-def buffers_of(lowered: Lowered) -> set[Buffer]:
-    """Every buffer the calls touch."""
-    return {b for c in lowered.calls for b in (*c.reads, *c.writes)}

@@ -249,11 +249,6 @@ def program(expr: Expr, out: Value) -> tuple[Struct, list[Value]]:
     }), values  # fmt: skip
 
 
-def describe(ops: Sequence[PwOp]) -> str:
-    """The operations of a program in one line, for comments."""
-    return " ".join(o.code.lower() for o in ops if o.code not in ("LOAD", "STORE", "CONST"))
-
-
 def can_share(out: Value, values: Sequence[Value]) -> list[Buffer]:
     """The buffers whose memory the output may take over, element on element: dense, alike, and read only so."""
     buffers = [v.buffer for v in values]

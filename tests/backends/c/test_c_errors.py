@@ -14,7 +14,7 @@ from c_helpers import compiled
 from c_programs import tiny
 
 from vqc.backends.c.build import build_library, find_compiler
-from vqc.backends.c.emit import KERNELS, buffers_of, generate
+from vqc.backends.c.emit import KERNELS, generate
 from vqc.backends.c.lower import lower
 from vqc.backends.c.registry import why_not
 from vqc.backends.c.runtime import CPU_ERROR, WEIGHT_ERRORS, ModelStruct, aligned
@@ -144,7 +144,7 @@ def test_a_compiler_that_fails_is_quoted_and_the_sources_are_kept(tmp_path, monk
 def test_an_arena_beyond_the_size_type_does_not_compile_there(tmp_path):
     """On a machine of 32 bits the header stops the compiler with a reason; on one of 64 bits all is well."""
     lowered = lower(tiny(), "portable")
-    for b in buffers_of(lowered):
+    for b in {b for c in lowered.calls for b in (*c.reads, *c.writes)}:
         b.size = 2**33 if b.kind == "arena" else b.size  # only the plan looks at it
     model = generate(lowered, ["x"], ["y"])
     assert model.arena_size >= 2**33
