@@ -91,6 +91,7 @@ def makefile_text(model: Model, target: Target, programs: Sequence[str], threads
     ]  # fmt: skip
     rules = []
     objects = ["$(SHARED:%.c=build/%.o)"]
+    stamp = ""
     if target.dispatch:
         for v in target.variants:
             objects.append(f"$(KERNELS:%.c=build/{v.name}/%.o)")
@@ -103,6 +104,9 @@ def makefile_text(model: Model, target: Target, programs: Sequence[str], threads
             lines.append(f"{CHOICE} = {target.variants[0].name}")
             lines += [f"FLAGS_{v.name} = {_for_compiler(v)}".rstrip() for v in target.variants]
             lines.append(f"FLAGS += $(FLAGS_$({CHOICE}))")
+            stamp = " build/variant"  # what is built already is built anew for another instruction set
+            rules += [".PHONY: look", "build/variant: look", "\t@mkdir -p $(@D)",
+                      f'\t@test "$$(cat $@ 2>/dev/null)" = $({CHOICE}) || echo $({CHOICE}) > $@']  # fmt: skip
     lines += ["LIBS = -lm" + (" -pthread" if threads else ""), f"OBJECTS = {' '.join(objects)}", "",
               "all: $(PROGRAMS:%=build/%)", "",
               "# Products and sums must not be fused, but where a file's meaning allows it.",
@@ -111,7 +115,8 @@ def makefile_text(model: Model, target: Target, programs: Sequence[str], threads
     folders = [f"build/{v.name}" for v in target.variants] if target.dispatch else ["build"]
     if fast:
         lines.append(" ".join(f"{d}/{f}.o" for d in folders for f in fast) + ": CONTRACT = -ffp-contract=fast")
-    lines += ["", "build/%.o: %.c", "\t@mkdir -p $(@D)", "\t$(CC) $(CFLAGS) $(FLAGS) $(CONTRACT) -c $< -o $@", *rules,
+    lines += ["", f"build/%.o: %.c{stamp}", "\t@mkdir -p $(@D)",
+              "\t$(CC) $(CFLAGS) $(FLAGS) $(CONTRACT) -c $< -o $@", *rules,
               f"build/lib{name}.a: $(OBJECTS)", "\t$(AR) rcs $@ $^",
               f"build/%: build/%.o build/lib{name}.a", "\t$(CC) $(CFLAGS) $^ $(LIBS) -o $@"]  # fmt: skip
     if f"{name}_test" in programs:
