@@ -13,6 +13,8 @@
  */
 #include <string.h>
 
+#include "vqc_phases.h"
+
 static size_t cv_align(size_t bytes) { return (bytes + VQC_ALIGN - 1) / VQC_ALIGN * VQC_ALIGN; }
 static ptrdiff_t cv_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
@@ -237,28 +239,6 @@ static void cv_task(void *arg, int index, int worker) {
     cv_run(j, &b, expanded);
 }
 
-/* The taps that reach a phase along one axis: their offsets in the input; returns how many. */
-static ptrdiff_t cv_reach(ptrdiff_t phase, ptrdiff_t k, ptrdiff_t stride, ptrdiff_t padding, ptrdiff_t dilation,
-                          int32_t *offsets) {
-    ptrdiff_t n = 0;
-    for (ptrdiff_t i = 0; i < k; i++) {
-        const ptrdiff_t at = phase + padding - i * dilation;
-        if (at % stride == 0) offsets[n++] = (int32_t)(at / stride);
-    }
-    return n;
-}
-
-/* How far the taps of all phases reach along one axis, before (lo, not positive) and after the position itself. */
-static void cv_extent(ptrdiff_t k, ptrdiff_t stride, ptrdiff_t padding, ptrdiff_t dilation, int32_t *offsets, ptrdiff_t *lo,
-                      ptrdiff_t *hi) {
-    *lo = *hi = 0;
-    for (ptrdiff_t phase = 0; phase < stride; phase++)
-        for (ptrdiff_t i = cv_reach(phase, k, stride, padding, dilation, offsets); i-- > 0;) {
-            if (offsets[i] < *lo) *lo = offsets[i];
-            if (offsets[i] > *hi) *hi = offsets[i];
-        }
-}
-
 /* One task of a transposed convolution: index is (batch * groups + group) * bands + band, a band of rows of every phase.
  *
  * Phase (a, e) is the outputs y = a + sh * r, x = e + sw * c: a plain convolution at stride 1 with the taps that hit. */
@@ -274,8 +254,8 @@ static void cv_task_transposed(void *arg, int index, int worker) {
     CV_E *expanded, *packed = cv_scratch(j, worker, all + p->kh + p->kw, planes * all * 8, &off, &expanded);
     int32_t *dy = off + all, *dx = dy + p->kh;
     ptrdiff_t lo_h, hi_h, lo_w, hi_w, w = 0;
-    cv_extent(p->kh, p->sh, p->ph, p->dh, dy, &lo_h, &hi_h);
-    cv_extent(p->kw, p->sw, p->pw, p->dw, dx, &lo_w, &hi_w);
+    vqc_phase_reach(p->kh, p->sh, p->ph, p->dh, dy, &lo_h, &hi_h);
+    vqc_phase_reach(p->kw, p->sw, p->pw, p->dw, dx, &lo_w, &hi_w);
     cv_band b;
     b.x = packed;
     b.planes = planes;
@@ -300,8 +280,8 @@ static void cv_task_transposed(void *arg, int index, int worker) {
         }
     for (ptrdiff_t a = 0; a < p->sh; a++)
         for (ptrdiff_t e = 0; e < p->sw; e++) {
-            const ptrdiff_t ny = cv_reach(a, p->kh, p->sh, p->ph, p->dh, dy);
-            const ptrdiff_t nx = cv_reach(e, p->kw, p->sw, p->pw, p->dw, dx);
+            const ptrdiff_t ny = vqc_phase_taps(a, p->kh, p->sh, p->ph, p->dh, dy);
+            const ptrdiff_t nx = vqc_phase_taps(e, p->kw, p->sw, p->pw, p->dw, dx);
             b.taps = ny * nx;
             for (ptrdiff_t k = 0; k < b.taps; k++) off[k] = (int32_t)((dy[k / nx] - lo_h) * b.pitch + dx[k % nx] - lo_w);
             b.rows = cv_min(rows, (p->oh - a + p->sh - 1) / p->sh - row0);

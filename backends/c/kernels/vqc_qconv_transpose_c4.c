@@ -4,17 +4,7 @@
  * reach them. The sums of all phases of a row are put side by side, so that the row program sees a run of positions.
  */
 #include "vqc_c4_tiles.h"
-
-/* The taps that reach a phase along one axis: their offsets in the input; returns how many. */
-static ptrdiff_t reach(ptrdiff_t phase, ptrdiff_t k, ptrdiff_t stride, ptrdiff_t padding, ptrdiff_t dilation,
-                       int32_t *offsets) {
-    ptrdiff_t n = 0;
-    for (ptrdiff_t i = 0; i < k; i++) {
-        const ptrdiff_t at = phase + padding - i * dilation;
-        if (at % stride == 0) offsets[n++] = (int32_t)(at / stride);
-    }
-    return n;
-}
+#include "vqc_phases.h"
 
 /* index: (batch, group, band of rows of a phase) */
 static void transpose_task(void *arg, int index, int worker) {
@@ -29,17 +19,9 @@ static void transpose_task(void *arg, int index, int worker) {
     int32_t *off = (int32_t *)(void *)s, *dy = off + all, *dx = dy + p->kh;
     int32_t *room = (int32_t *)(void *)(s + c4_align((size_t)(all + p->kh + p->kw) * 4));
     uint32_t *packed = (uint32_t *)(void *)((unsigned char *)room + c4_align((size_t)(planes * all * 64)));
-    ptrdiff_t lo_h = 0, hi_h = 0, lo_w = 0, hi_w = 0; /* rows and columns around (r, c) that any tap reads */
-    for (ptrdiff_t a = 0; a < p->sh; a++)
-        for (ptrdiff_t i = reach(a, p->kh, p->sh, p->ph, p->dh, dy); i-- > 0;) {
-            if (dy[i] < lo_h) lo_h = dy[i];
-            if (dy[i] > hi_h) hi_h = dy[i];
-        }
-    for (ptrdiff_t e = 0; e < p->sw; e++)
-        for (ptrdiff_t i = reach(e, p->kw, p->sw, p->pw, p->dw, dx); i-- > 0;) {
-            if (dx[i] < lo_w) lo_w = dx[i];
-            if (dx[i] > hi_w) hi_w = dx[i];
-        }
+    ptrdiff_t lo_h, hi_h, lo_w, hi_w; /* rows and columns around (r, c) that any tap reads */
+    vqc_phase_reach(p->kh, p->sh, p->ph, p->dh, dy, &lo_h, &hi_h);
+    vqc_phase_reach(p->kw, p->sw, p->pw, p->dw, dx, &lo_w, &hi_w);
     const ptrdiff_t pitch = columns + hi_w - lo_w, plane = (rows + hi_h - lo_h) * pitch;
     const uint32_t *x = j->x + (batch * ((p->c + 3) / 4) + group * planes) * hw;
     for (ptrdiff_t q = 0; q < planes; q++)
@@ -52,7 +34,7 @@ static void transpose_task(void *arg, int index, int worker) {
     const int8_t *w = j->w;
     int32_t t[8 * C4_RUN], side[8 * C4_RUN];
     for (ptrdiff_t a = 0; a < p->sh; a++) {
-        const ptrdiff_t ny = reach(a, p->kh, p->sh, p->ph, p->dh, dy);
+        const ptrdiff_t ny = vqc_phase_taps(a, p->kh, p->sh, p->ph, p->dh, dy);
         for (ptrdiff_t o = 0; o < og;) {
             const ptrdiff_t block = og - o > 4 ? 8 : 4, left = c4_min(block, og - o);
             for (ptrdiff_t r = 0; r < rows && a + (row0 + r) * p->sh < p->oh; r++) {
@@ -60,7 +42,7 @@ static void transpose_task(void *arg, int index, int worker) {
                     const ptrdiff_t count = c4_min(run, columns - at), first = at * p->sw;
                     const int8_t *we = w;
                     for (ptrdiff_t e = 0; e < p->sw; e++) {
-                        const ptrdiff_t nx = reach(e, p->kw, p->sw, p->pw, p->dw, dx), taps = ny * nx;
+                        const ptrdiff_t nx = vqc_phase_taps(e, p->kw, p->sw, p->pw, p->dw, dx), taps = ny * nx;
                         const int32_t *offset = j->offset + ((a * p->sw + e) * 2 + C4_SIGNED) * p->o + group * og + o;
                         const int8_t *wb = we + c4_bytes((group * padded + o) * planes * taps * 4, p->bits);
                         int32_t start[8] = {0};
@@ -82,8 +64,10 @@ static void transpose_task(void *arg, int index, int worker) {
             }
             o += block;
         }
-        for (ptrdiff_t e = 0; e < p->sw; e++)
-            w += c4_bytes(p->groups * padded * planes * ny * reach(e, p->kw, p->sw, p->pw, p->dw, dx) * 4, p->bits);
+        for (ptrdiff_t e = 0; e < p->sw; e++) {
+            const ptrdiff_t taps = ny * vqc_phase_taps(e, p->kw, p->sw, p->pw, p->dw, dx);
+            w += c4_bytes(p->groups * padded * planes * taps * 4, p->bits);
+        }
     }
 }
 
