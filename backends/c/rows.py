@@ -1,7 +1,8 @@
 """Row programs: pointwise expressions as generated C functions over a run of positions of one channel (vqc_c4.h).
 
 They are what follows the sums of an integer convolution, and what fills tensors of the layout c4. Every operation is
-rounded once, in the written order, as in the pointwise interpreter: the results are the same to the bit.
+rounded once, in the written order, as in the pointwise interpreter: the results are equal (of two zeros, max and min
+with a constant may give the one of the other sign).
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ typedef struct c4_band {
 static inline ptrdiff_t c4_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static inline size_t c4_align(size_t n) { return (n + 63) / 64 * 64; }
 
+/* a + b modulo 2^32, as vectors add: sums over x before its zero point is taken out may pass what 32 bits hold. */
+static inline int32_t c4_add(int32_t a, int32_t b) { return (int32_t)((uint32_t)a + (uint32_t)b); }
+
 /* Words from one place to another; rows are short, so that a call of memcpy would cost more than they do. */
 static inline void c4_copy(uint32_t *restrict dst, const uint32_t *restrict src, ptrdiff_t n) {
     ptrdiff_t i = 0;

@@ -67,7 +67,8 @@
 
 #if VQC_VL == 1
 static inline int32_t c4_dot(int32_t acc, uint32_t x, int32_t w) {
-    for (int i = 0; i < 4; i++) acc += (int32_t)(x >> 8 * i & 255u) * (int8_t)((uint32_t)w >> 8 * i & 255u);
+    for (int i = 0; i < 4; i++)
+        acc = c4_add(acc, (int32_t)(x >> 8 * i & 255u) * (int8_t)((uint32_t)w >> 8 * i & 255u));
     return acc;
 }
 #define C4_DOT(acc, x, w) c4_dot(acc, (uint32_t)(x), w)
@@ -231,7 +232,7 @@ static inline void c4_point(const uint32_t *x, ptrdiff_t planes, ptrdiff_t plane
         for (ptrdiff_t k = 0; k < taps; k++, words += C4_STEP * block) {
             const uint32_t v = x[off[k]];
             for (ptrdiff_t o = 0; o < block; o++)
-                for (int e = 0; e < 4; e++) acc[o] += c4_byte(v, e) * c4_weight(words, o, e);
+                for (int e = 0; e < 4; e++) acc[o] = c4_add(acc[o], c4_byte(v, e) * c4_weight(words, o, e));
         }
 }
 

@@ -9,7 +9,16 @@
 
 #include "vqc_pool_threads.h"
 
-#define SPIN 4000 /* looks at the counter before sleeping; some microseconds */
+#define SPIN 8000 /* looks at the counter before sleeping: about 0.1 ms, for waking up takes half as long */
+
+/* Tell the CPU that this loop waits. */
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__GNUC__) && defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
+#else
+#define RELAX() (void)0
+#endif
 
 struct vqc_pool {
     pthread_mutex_t lock;
@@ -42,8 +51,7 @@ static void *worker_main(void *arg) {
     int seen = 0;
     free(me);
     for (;;) {
-        for (int i = 0; i < SPIN && __atomic_load_n(&p->generation, __ATOMIC_ACQUIRE) == seen; i++) {
-        }
+        for (int i = 0; i < SPIN && __atomic_load_n(&p->generation, __ATOMIC_ACQUIRE) == seen; i++) RELAX();
         pthread_mutex_lock(&p->lock);
         while (p->generation == seen) pthread_cond_wait(&p->wake, &p->lock);
         seen = p->generation;
@@ -75,8 +83,7 @@ void vqc_pool_for(void *pool, vqc_task task, void *arg, int count) {
     p->busy = p->threads;
     announce(p);
     work(p, 0);
-    for (int i = 0; i < SPIN && __atomic_load_n(&p->busy, __ATOMIC_ACQUIRE) != 0; i++) {
-    }
+    for (int i = 0; i < SPIN && __atomic_load_n(&p->busy, __ATOMIC_ACQUIRE) != 0; i++) RELAX();
     pthread_mutex_lock(&p->lock);
     while (__atomic_load_n(&p->busy, __ATOMIC_ACQUIRE) != 0) pthread_cond_wait(&p->idle, &p->lock);
     pthread_mutex_unlock(&p->lock);

@@ -97,7 +97,7 @@ static void dw_points(const uint32_t *x, const int32_t *off, ptrdiff_t taps, con
         for (ptrdiff_t i = 0; i < n; i++) {
             int32_t acc = -offset[c];
             for (ptrdiff_t k = 0; k < taps; k++)
-                acc += (int32_t)(x[off[k] + i] >> 8 * c & 255u) * w[k / 4 * 16 + 4 * c + k % 4];
+                acc = c4_add(acc, (int32_t)(x[off[k] + i] >> 8 * c & 255u) * w[k / 4 * 16 + 4 * c + k % 4]);
             t[c * C4_RUN + i] = acc;
         }
 }

@@ -135,7 +135,8 @@ class BinaryGeometry:
     def scratch(self, rows: int) -> int:
         """Most bytes of scratch of one worker that any hook needs (bc_shape_of)."""
         tables = align(4 * (self.steps + 3 * align(self.out[3], SEGMENT)))
-        return tables + align(16384 + 128 * self.steps) + align(self.band(rows))
+        past = 64  # a masked piece at the end of the last row reads a whole vector
+        return tables + align(16384 + 128 * self.steps) + align(self.band(rows)) + past
 
     def arm_scratch(self, kinds: int) -> int:
         """Most bytes that kernels on Arm need beyond that (bc_plan_of in vqc_bconv_task_neon.h)."""
