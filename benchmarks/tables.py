@@ -1,4 +1,5 @@
-"""Put the tables of benchmarks/results/ into the README, between its markers.
+"""Put the tables of benchmarks/results/ between the markers of their pages: a summary into the README, all of them into
+docs/results.md.
 
 python -m benchmarks.tables [--check]
 """
@@ -145,33 +146,80 @@ def tables(topics: dict[str, Record]) -> str:
     return text
 
 
+def _content(folder: Path) -> list[dict[str, Record]]:
+    """The files' contents by topic, for each processor."""
+    places = sorted(p for p in folder.glob("*") if p.is_dir())
+    found = [{t: json.loads((place / f"{t}.json").read_text(encoding="utf-8")) for t in TOPICS
+              if (place / f"{t}.json").exists()} for place in places]  # fmt: skip
+    return [topics for topics in found if topics]
+
+
 def section(folder: Path) -> str:
-    """What stands between the markers."""
-    parts = []
-    for place in sorted(p for p in folder.glob("*") if p.is_dir()):
-        found = {t: json.loads((place / f"{t}.json").read_text(encoding="utf-8")) for t in TOPICS
-                 if (place / f"{t}.json").exists()}  # fmt: skip
-        parts += [tables(found)] if found else []
-    return "\n".join(parts) or "Not measured yet: run `make bench`.\n"
+    """All tables."""
+    return "\n".join(tables(topics) for topics in _content(folder)) or "Not measured yet: run `make bench`.\n"
 
 
-def replaced(readme: str, text: str) -> str:
-    """The README with `text` between its markers; ValueError when it lacks them."""
-    before, begin, rest = readme.partition(BEGIN)
+def summary(folder: Path) -> str:
+    """vqc's two engines beside the fastest peer of each kind, on every network."""
+    text = ""
+    for topics in _content(folder):
+        if "networks" not in topics:
+            continue
+        machine, rows = topics["networks"]["machine"], []
+        for (model, threads), group in _groups(topics["networks"]["results"], "model", "threads").items():
+            by_name = {r["engine"]: r for r in group}
+            for ours in (r for r in group if r["engine"].startswith("vqc") and r.get("baseline") in by_name):
+                peer = by_name[ours["baseline"]]
+                rows.append({
+                    "network": f"{model} {ours['size']}", "threads": str(threads),
+                    "vqc": ours["engine"].split(", ")[-1], "ms": f"{ours['ms']:.1f}",
+                    "fastest peer of that kind": peer["engine"], "its ms": f"{peer['ms']:.1f}",
+                    "time": f"{ours['ms'] / peer['ms']:.2f} x", "distance to float": _distance(ours),
+                    "the peer's": _distance(peer),
+                })  # fmt: skip
+        text += f"**{machine['processor']}**, {machine['cores']} cores, {machine['system']}.\n\n{markdown(rows)}"
+    return text or "Not measured yet: run `make bench`.\n"
+
+
+def _distance(record: Record) -> str:
+    """The first of a record's metrics that tells how far it is from the float network."""
+    for name in ("MAD x1e3", "PSNR dB"):
+        if name in record["metrics"]:
+            value = record["metrics"][name]
+            return "equal" if value is None else f"{value:.2f} {name}" if name[0] == "M" else f"{value:.1f} dB"
+    return "–"
+
+
+def replaced(page: str, text: str) -> str:
+    """A page with `text` between its markers; ValueError when it lacks them."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError("README.md has no markers for the results")
+        raise ValueError("the page has no markers for the results")
     return f"{before}{BEGIN}\n{text}{END}{after}"
 
 
+PAGES: dict[str, Callable[[Path], str]] = {"README.md": summary, "docs/results.md": section}
+
+
+def outdated(root: Path = ROOT) -> dict[str, str]:
+    """The pages whose tables differ from benchmarks/results/, and what they should be."""
+    found = {}
+    for page, make in PAGES.items():
+        old = (root / page).read_text(encoding="utf-8")
+        new = replaced(old, make(root / "benchmarks" / "results"))
+        if new != old:
+            found[page] = new
+    return found
+
+
 def main() -> None:
-    """Update the README, or with --check only tell whether it is up to date."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = replaced(old, section(ROOT / "benchmarks" / "results"))
+    """Update the pages, or with --check only tell whether they are up to date."""
+    changed = outdated()
     if "--check" in sys.argv[1:]:
-        sys.exit(0 if new == old else "README.md differs from benchmarks/results; run python -m benchmarks.tables")
-    write_text(path, new)
+        sys.exit(f"{', '.join(changed)}: not as benchmarks/results; run python -m benchmarks.tables" if changed else 0)
+    for page, text in changed.items():
+        write_text(ROOT / page, text)
 
 
 if __name__ == "__main__":
