@@ -195,7 +195,9 @@ class CExecutable(Executable):
         block = self.model.state_block()  # fresh: the given state stays as it is
         held = self.model.state_tensors(block)
         for mine, given in zip(held, state, strict=True):
-            mine.copy_(given)
+            # Not Tensor.copy_: it wakes PyTorch's threads, which then spin on the cores that the model's threads need.
+            dense = given.to(mine.dtype).contiguous()
+            ctypes.memmove(mine.data_ptr(), dense.data_ptr(), mine.numel() * mine.element_size())
         with self._lock:
             results = iter(self.model.step(block, inputs))
         next_state = dict(zip((s.output for s in self.program.states), held, strict=True))
