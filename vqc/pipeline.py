@@ -247,6 +247,8 @@ def _convert(text: str, hint: Any, where: str) -> Any:
         inner = next((k for k in get_args(hint) if k is not Ellipsis), str)
         items = [t for t in _split(text[1:-1]) if t]
         return tuple(_convert(t, inner, where) for t in items)
+    if get_origin(hint) is tuple:
+        raise PipelineError(f"option {where} cannot be {text!r}", why="it is a list", way_out=f"write [{text}]")
     for kind in kinds:
         try:
             if kind is bool and text in ("true", "false"):

@@ -138,6 +138,7 @@ def test_text_shows_what_differs_from_the_default():
         ("fold-bn{affine=maybe}", "option fold-bn.affine cannot be 'maybe'"),
         ("test-options{bits=many}", "option test-options.bits cannot be 'many'"),
         ("test-options{sizes=[1,x]}", "option test-options.sizes cannot be 'x'"),
+        ("test-options{keep=block1}", "option test-options.keep cannot be 'block1'"),
         ("test-options{mode=medium}", "option test-options.mode cannot be 'medium'"),
         ("fold-bn{affine=true", "leaves a brace open"),
         ("fold-bn}", "closes a brace it never opened"),
