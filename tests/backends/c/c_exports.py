@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,7 +49,11 @@ def self_test(program: Path, folder: Path, *before: str) -> subprocess.Completed
 
 
 def run_in(folder: Path, *command: str) -> str:
-    """Run a command in a folder and return what it says; the test fails when the command does."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    """Run a command in a folder and return what it says; the test fails when the command does.
+
+    A make that runs these tests is not the make that is tested: what it hands down is left out.
+    """
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=own)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout + done.stderr

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from c_exports import run_in
 from c_helpers import aten, chain, check, compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,5 +146,4 @@ def test_clean_under_sanitizers(tmp_path):
     case = ((2, 33, 7, 21), 13, (3, 3), [1, 2], [1, 1], [1, 1])
     out = CBackend().export(program(case), "native", tmp_path / "out", {})
     flags = "-O1 -g -march=native -Werror -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
-    done = subprocess.run(["make", "test", "CC=gcc", f"CFLAGS={flags}"], cwd=out, capture_output=True, text=True)
-    assert done.stdout.endswith("small: ok\n"), done.stderr
+    assert run_in(out, "make", "test", "CC=gcc", f"CFLAGS={flags}").endswith("small: ok\n")

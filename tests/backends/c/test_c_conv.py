@@ -191,14 +191,6 @@ def test_activation_of_a_convolution_others_read_stays_apart():
     assert sorted(c.kernel for c in exe.model.model.lowered.calls) == ["vqc_conv_f32", "vqc_pointwise_f32"]
 
 
-def test_weights_computed_at_run_time_are_refused_with_the_reason():
-    from vqc.backends.c import CBackend
-
-    p = chain(lambda b, x, w: b.call(aten.conv2d.default, x, w, None, [1, 1], [0, 0], [1, 1], 1),
-              torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3))  # fmt: skip
-    assert "computed at run time" in (CBackend().supports(p, p.calls[0], "native") or "")
-
-
 def test_kernel_of_one_voxel_reads_every_depth_in_place():
     check(single(aten.conv3d.default, In(torch.randn(2, 4, 3, 7, 9)), torch.randn(6, 2, 1, 1, 1), None, [1, 1, 1],
                  [0, 0, 0], [1, 1, 1], 2))  # fmt: skip
