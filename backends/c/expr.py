@@ -29,21 +29,25 @@ class Expr:
     integer: bool = False
     source: Any = None
 
+    def parts(self) -> list[Expr]:
+        """The distinct expressions it is made of, itself first, each before its arguments."""
+        found: dict[int, Expr] = {}
+
+        def walk(e: Expr) -> None:
+            if id(e) not in found:
+                found[id(e)] = e
+                for a in e.args:
+                    walk(a)
+
+        walk(self)
+        return list(found.values())
+
     def loads(self) -> list[Value]:
         """The distinct values the expression reads, in order."""
         found: dict[tuple, Value] = {}
-        seen: set[int] = set()
-
-        def walk(e: Expr) -> None:
-            if id(e) in seen:
-                return
-            seen.add(id(e))
+        for e in self.parts():
             if e.value is not None:
                 found.setdefault(key(e.value), e.value)
-            for a in e.args:
-                walk(a)
-
-        walk(self)
         return list(found.values())
 
 

@@ -71,7 +71,7 @@ class Lowering:
         return found if found.layout == layout else self._converted(self.dense(found), layout)
 
     def _converted(self, value: Value, layout: str | None) -> Value:
-        key = (id(value.buffer), value.offset, value.shape, value.strides, value.dtype, value.layout, layout)
+        key = (*ex.key(value), value.layout, layout)
         if key not in self._dense:
             how = LAYOUTS[layout or value.layout or ""]
             made = self.new(value.shape, value.dtype, layout=layout)
@@ -84,7 +84,7 @@ class Lowering:
         v = self.value(arg)
         if v.is_dense:
             return Value(v.buffer, v.dtype, v.shape, dense_strides(v.shape), v.offset)
-        key = (id(v.buffer), v.offset, v.shape, v.strides, v.dtype)
+        key = ex.key(v)
         if key not in self._dense:
             copy = self.new(v.shape, v.dtype)
             self.copy(v, copy)

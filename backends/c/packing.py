@@ -270,24 +270,21 @@ def pack_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[Tensor, Tens
     """Weights [O, C/groups, kh, kw], corrections [2,O] and zero points (bytes), as vqc_qconv_c4 reads them."""
     w = weight.flatten(2)
     offset, full = _c4_corrections(w.to(torch.int64), zero)
-    return _pack_c4_taps(w, geo), offset, _zero_words(full, geo.c)
+    return pack_words(w, geo.groups), offset, _zero_words(full, geo.c)
 
 
-def _pack_c4_taps(w: Tensor, geo: C4Geometry) -> Tensor:
-    """w [O, C/groups, taps] -> group after group, block after block: [C/4][taps][block][4]."""
+def pack_words(w: Tensor, groups: int, smallest: int = 4) -> Tensor:
+    """w [O, C/groups, taps] -> group after group, block after block: [C/4][taps][block][4], flat.
+
+    `smallest`: channels of the smallest block, 4 or 1.
+    """
     o, cg, taps = w.shape
-    quads, og = -(-cg // 4), o // geo.groups
-    padded = w.new_zeros(geo.groups, -(-og // 4) * 4, quads * 4, taps)
-    padded[:, :og, :cg] = w.reshape(geo.groups, og, cg, taps)
-    parts = []
-    for group in padded:
-        at = 0
-        while at < group.shape[0]:
-            size = 8 if og - at > 4 else 4
-            block = group[at : at + size].reshape(size, quads, 4, taps)
-            parts.append(block.permute(1, 3, 0, 2).reshape(-1))
-            at += size
-    return torch.cat(parts)
+    quads, og = -(-cg // 4), o // groups
+    sizes = [max(smallest, size) for size in _blocks(og)]
+    padded = w.new_zeros(groups, sum(sizes), quads * 4, taps)
+    padded[:, :og, :cg] = w.reshape(groups, og, cg, taps)
+    blocks = (b for group in padded for b in group.split(sizes))
+    return torch.cat([b.reshape(len(b), quads, 4, taps).permute(1, 3, 0, 2).reshape(-1) for b in blocks])
 
 
 def fits_4_bits(weight: Tensor) -> bool:
@@ -311,7 +308,7 @@ def pack_transposed_c4(weight: Tensor, zero: Tensor, geo: C4Geometry) -> tuple[T
         for e in range(geo.stride[1]):
             cols = phase_taps(e, kw, geo.stride[1], geo.padding[1], geo.dilation[1])
             taps = w[:, :, rows][..., cols].flatten(2)
-            parts.append(_pack_c4_taps(taps, geo))
+            parts.append(pack_words(taps, geo.groups))
             offsets.append(_c4_corrections(taps.to(torch.int64), zero)[0])
     full = zero.to(torch.int64).reshape(-1)
     return torch.cat(parts), torch.stack(offsets), _zero_words(full, geo.c)

@@ -140,7 +140,7 @@ class _Writer:
         return self.name(C_OPS[e.op].format(*(self.visit(a) for a in e.args)))
 
     def load(self, value: Value) -> str:
-        key = (id(value.buffer), value.offset, value.shape, value.strides, value.dtype)
+        key = ex.key(value)
         if key not in self.loads:
             found = operand_of(value, self.shape)
             assert found is not None, "checked by `fits`"
@@ -200,49 +200,25 @@ def _level(e: Expr) -> tuple[Expr, int, int, int] | None:
 
 def sums_of(e: Expr) -> list[Expr]:
     """The distinct sums of convolutions in an expression."""
-    found: dict[int, Expr] = {}
-    seen: set[int] = set()
-
-    def walk(x: Expr) -> None:
-        if id(x) in seen:
-            return
-        seen.add(id(x))
-        if x.op == "sums":
-            found[id(x)] = x
-        for a in x.args:
-            walk(a)
-
-    walk(e)
-    return list(found.values())
+    return [x for x in e.parts() if x.op == "sums"]
 
 
 def why_not(e: Expr, shape: Sequence[int]) -> str | None:
     """None if the expression can be a row program over [N,C,...], else the reason it cannot."""
-    seen: set[int] = set()
-    bad: list[str] = []
-
-    def walk(x: Expr) -> None:
-        if id(x) in seen:
-            return
-        seen.add(id(x))
+    parts = e.parts()
+    for x in parts:
         if x.integer:
-            bad.append("it computes in 64-bit integers")
-        elif x.value is not None:
+            return "it computes in 64-bit integers"
+        if x.value is not None:
             if x.value.dtype == torch.int64:
-                bad.append("it reads 64-bit integers")
-            elif operand_of(x.value, shape) is None:
-                bad.append("an operand's positions are not contiguous")
+                return "it reads 64-bit integers"
+            if operand_of(x.value, shape) is None:
+                return "an operand's positions are not contiguous"
         elif x.op not in C_OPS and x.op not in ("sums", "resized", "cat", "const"):
-            bad.append(f"{x.op} has no form in a row program")
-        for a in x.args:
-            walk(a)
-
-    walk(e)
-    if not bad and len(seen) > MAX_OPS:
-        bad.append(f"it has more than {MAX_OPS} operations")
-    if not bad and not few_operands([e]):
-        bad.append("it reads too many tensors")
-    return bad[0] if bad else None
+            return f"{x.op} has no form in a row program"
+    if len(parts) > MAX_OPS:
+        return f"it has more than {MAX_OPS} operations"
+    return None if few_operands([e]) else "it reads too many tensors"
 
 
 def few_operands(results: Sequence[Expr]) -> bool:

@@ -17,7 +17,7 @@ from vqc.backends.c import expr as ex
 from vqc.backends.c import rows
 from vqc.backends.c.expr import Expr
 from vqc.backends.c.ir import Scratch, Struct, Value, align, dense_strides, numel
-from vqc.backends.c.layouts import Layout, register_layout
+from vqc.backends.c.layouts import Convert, Layout, register_layout
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.packing import (
     C4Geometry,
@@ -44,7 +44,7 @@ def _size(shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> int:
     return 4 * n * -(-c // 4) * numel(shape[2:])
 
 
-def _convert(kernel: str):  # type: ignore[no-untyped-def]
+def _convert(kernel: str) -> Convert:
     def convert(ctx: Lowering, source: Value, target: Value) -> None:
         n, c = source.shape[:2]
         params = Struct("vqc_c4_params", {"n": n, "c": c, "positions": numel(source.shape[2:])})

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from vqc.backends.c.ir import Struct, align
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.lowering import binary
 from vqc.backends.c.lowering.conv import constant_arguments, geometry, packed_weight
-from vqc.backends.c.packing import C4Geometry, Geometry, pack_c4
+from vqc.backends.c.packing import C4Geometry, Geometry, pack_c4, pack_words
 from vqc.backends.c.registry import all_of, lowering, only
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
@@ -55,21 +55,6 @@ def _words_fit(program: Program, node: fx.Node) -> str | None:
     return None
 
 
-def pack_words(weight: Tensor, groups: int) -> Tensor:
-    """Weights [O, C/groups, kh, kw] with four channels side by side, flat: [group][block][four][tap][8, 4 or 1][4]."""
-    o, cg = weight.shape[:2]
-    og, quads, taps = o // groups, -(-cg // 4), weight[0, 0].numel()
-    padded = weight.new_zeros(groups, align(og, 8), quads * 4, taps)
-    padded[:, :og, :cg] = weight.reshape(groups, og, cg, taps)
-    parts = []
-    for group in padded:
-        for at in range(0, og, 8):
-            left = og - at
-            block = group[at : at + (8 if left > 4 else 4 if left > 1 else 1)]
-            parts.append(block.reshape(-1, quads, 4, taps).permute(1, 3, 0, 2).reshape(-1))
-    return torch.cat(parts)
-
-
 @lowering(
     "vqc::masked_qconv2d", "vqc::masked_qconv2d_requantize",
     check=all_of(constant_arguments("weight", "scale", "bias", "x_zero"), _words_fit),
@@ -93,7 +78,7 @@ def lower_masked_qconv(ctx: Lowering, node: fx.Node) -> None:
     _, offset, zeros = pack_c4(weight, zero, C4Geometry.of(node, weight))
     ctx.call(
         kernel, "masked_c4", Struct("vqc_conv_params", fields), ctx.packed(node.args[0], "c4"),
-        ctx.weight(pack_words(weight, geo.groups), "weight"), ctx.weight(scale, "scale"),
+        ctx.weight(pack_words(weight.flatten(2), geo.groups, 1), "weight"), ctx.weight(scale, "scale"),
         ctx.weight(bias, "bias") if bias is not None else None, ctx.weight(offset, "offset"),
         ctx.weight(zeros, "x_zero"), ctx.dense(argument(node, "mask")), out=[ctx.result(node)],
         scratch=words.scratch(rows) + align(in_place) + list_bytes(words, rows),

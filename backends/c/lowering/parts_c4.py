@@ -145,20 +145,7 @@ def lazy_cat(ctx: Lowering, node: fx.Node) -> bool:
 
 def leaves(e: Expr) -> list[Expr]:
     """The distinct concatenations and resizes in an expression."""
-    found: dict[int, Expr] = {}
-    seen: set[int] = set()
-
-    def walk(x: Expr) -> None:
-        if id(x) in seen:
-            return
-        seen.add(id(x))
-        if x.op in ("cat", "resized"):
-            found[id(x)] = x
-        for a in x.args:
-            walk(a)
-
-    walk(e)
-    return list(found.values())
+    return [x for x in e.parts() if x.op in ("cat", "resized")]
 
 
 def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -140,7 +139,6 @@ def test_what_has_no_kernel_is_named(weight, reason):
         compiled(chain(build, signs(1, weight[1], 2, 12)))
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc with sanitizers")
 def test_clean_under_sanitizers(tmp_path):
     torch.manual_seed(0)
     case = ((2, 33, 7, 21), 13, (3, 3), [1, 2], [1, 1], [1, 1])

@@ -96,14 +96,12 @@ def test_it_is_called_from_cpp(exported, cpp, tmp_path):
     assert run_in(tmp_path, "./call") == "a pointer is NULL\n"
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc with sanitizers")
 def test_self_test_is_clean_under_sanitizers(tmp_path):
     out = CBackend().export(wide(), "native", tmp_path / "out", {})
     flags = "-O1 -g -march=native -Werror -fsanitize=address,undefined -fno-sanitize-recover=all"
     assert run_in(out, "make", "test", "-j2", "CC=gcc", f"CFLAGS={flags}").endswith("wide: ok\n")
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
 @pytest.mark.parametrize("target", ["portable", "x86-64-v3"])
 def test_export_builds_with_cmake(tmp_path, target):
     out = CBackend().export(matting(), target, tmp_path / "out", {"threads": 2})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from c_exports import matting, run_in
 
@@ -119,6 +117,5 @@ def test_two_streams_in_two_threads_give_the_bits_they_give_alone(exported):
     assert build_and_run(exported, " ".join(find_compiler("zig").command), "-O2") == "equal\n"
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc with ThreadSanitizer")
 def test_there_is_no_data_race(exported):
     assert build_and_run(exported, "gcc", "-O1 -g -fsanitize=thread") == "equal\n"
