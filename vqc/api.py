@@ -22,13 +22,15 @@ def pipeline_of(recipe: str | Pipeline) -> Pipeline:
 
 
 def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, seed: int = 0, debug: bool = False,
-          callback: Callback | None = None,
-          progress: Callable[[str, int, int], None] | None = None) -> Program:  # fmt: skip
+          callback: Callback | None = None, progress: Callable[[str, int, int], None] | None = None,
+          twin: Program | None = None, labels: Any = None, workdir: str | Path | None = None) -> Program:  # fmt: skip
     """Run a recipe or a pipeline on a Program and return the new Program; the given one is not changed.
 
     Parameters: `recipe` - a name of `vqc.recipes.RECIPES`, a pipeline's text ("fold-bn,observe,quantize"), or a
     Pipeline. `calibration` - clips in any form `vqc.calibration.as_clips` takes. `debug` - check every pass's numeric
-    promise on a probe sequence. `callback(pass, before, after, seconds)` runs between passes.
+    promise on a probe sequence. `callback(pass, before, after, seconds)` runs between passes. `twin` - the float program
+    that learning passes imitate, when `program` is quantized already. `labels` - what the results should be, where that is
+    known. `workdir` - a folder in which long passes leave checkpoints: the same call again goes on where it was killed.
     Raises PipelineError, CalibrationError, SpecError, NumericsError.
     """
     pipeline = pipeline_of(recipe)
@@ -37,7 +39,9 @@ def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, 
                                way_out="pass calibration=vqc.video.read_clip(...), 32 to 256 frames")  # fmt: skip
     if callback is not None:
         pipeline = Pipeline(pipeline.passes, callback)
-    return pipeline.run(program, PassContext(calibration, seed, debug, progress=progress))
+    context = PassContext(calibration, seed, debug, progress=progress, twin=twin, labels=labels,
+                          workdir=None if workdir is None else Path(workdir))  # fmt: skip
+    return pipeline.run(program, context)
 
 
 def compile(program: Program, target: str = "native", **options: Any) -> Executable:

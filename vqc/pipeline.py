@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -57,6 +58,10 @@ class PassContext:
     `calibration`: clips (see `vqc.calibration.as_clips`), None when the pipeline needs none. `seed`: for passes that
     draw. `debug`: check every pass's promise. `probe`: the steps to check it on (default: the captured example with
     noise, twice, with the state carried). `progress(text, done, total)`: for long passes.
+    `twin`: the float program that learning passes imitate; a pipeline sets it to the program as it was before its first
+    lossy pass, if none is given. Nodes of both programs that stand for the same value have the same name.
+    `labels`: what the results should be, where it is known (see `vqc.learning.labels`). `workdir`: a folder for
+    checkpoints and for caches too large for memory; None: a temporary one, and no resuming.
     """
 
     calibration: Any = None
@@ -64,6 +69,9 @@ class PassContext:
     debug: bool = False
     probe: Sequence[Sequence[torch.Tensor]] | None = None
     progress: Callable[[str, int, int], None] | None = None
+    twin: Program | None = None
+    labels: Any = None
+    workdir: Path | None = None
 
     def report(self, text: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -216,6 +224,8 @@ class Pipeline:
     def run(self, program: Program, context: PassContext | None = None) -> Program:
         context = context or PassContext()
         for p in self.passes:
+            if context.twin is None and isinstance(p.numerics, Lossy):
+                context = dataclasses.replace(context, twin=program)
             start = time.perf_counter()
             before, program = program, run_pass(p, program, context)
             if self.callback is not None:

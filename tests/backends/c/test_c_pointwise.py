@@ -23,7 +23,7 @@ EXACT = {
 }  # fmt: skip
 CLOSE = {  # sqrt too: PyTorch's is not always the rounded root
     "sqrt": POSITIVE, "rsqrt": POSITIVE, "exp": X, "expm1": X.clamp(max=20), "log": POSITIVE, "log1p": POSITIVE,
-    "sin": X, "cos": X, "erf": X, "tanh": X, "sigmoid": X, "hardsigmoid": X, "hardswish": X, "silu": X, "gelu": X,
+    "sin": X, "cos": X, "erf": X, "tanh": X, "sigmoid": X, "hardsigmoid": X, "hardswish": X, "silu": X,
     "elu": X, "softplus": X.clamp(max=50), "mish": X,
 }  # fmt: skip
 
@@ -34,6 +34,11 @@ def test_unary_operators(kind):
     program = chain(lambda b, *xs: tuple(b.call(getattr(aten, k).default, x) for k, x in zip(table, xs, strict=True)),
                     *table.values())  # fmt: skip
     check(program, exact=kind == "exact", rtol=2e-6, atol=1e-6)
+
+
+def test_gelu():
+    # 1 + erf cancels: for x near -4 PyTorch's own result is 1.2e-6 from the true one, and ours 1.1e-6.
+    check(single(aten.gelu.default, In(X)), rtol=2e-6, atol=2.5e-6)
 
 
 def test_tanh_gelu():
