@@ -28,9 +28,10 @@ def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, 
 
     Parameters: `recipe` - a name of `vqc.recipes.RECIPES`, a pipeline's text ("fold-bn,observe,quantize"), or a
     Pipeline. `calibration` - clips in any form `vqc.calibration.as_clips` takes. `debug` - check every pass's numeric
-    promise on a probe sequence. `callback(pass, before, after, seconds)` runs between passes. `twin` - the float program
-    that learning passes imitate, when `program` is quantized already. `labels` - what the results should be, where that is
-    known. `workdir` - a folder in which long passes leave checkpoints: the same call again goes on where it was killed.
+    promise on a probe sequence. `callback(pass, before, after, seconds)` runs between passes. `twin` - the float
+    program that learning passes imitate, when `program` is quantized already. `labels` - what the results should be,
+    where that is known. `workdir` - a folder in which long passes leave checkpoints: the same call again goes on where
+    it was killed.
     Raises PipelineError, CalibrationError, SpecError, NumericsError.
     """
     pipeline = pipeline_of(recipe)
