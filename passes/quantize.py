@@ -11,6 +11,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import fx
 
 from vqc.calibration import Observed, find_range
+from vqc.calibration.weights import WeightMethod, weight_scales
 from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
 from vqc.passes.channel_balance import ActivationQuant, balance, channel_view
 from vqc.passes.observe import quantizable
@@ -38,9 +39,12 @@ class Quantize(Pass):
 
     Preconditions of a rewrite, each a reason when it fails: (1) the weight is a constant; (2) the layer is not kept by
     `keep` or `tail`; (3) its input was observed, or has a known range; (4) the integer sum fits 31 bits.
-    Valid before: a float program with observers (`observe`). Valid after: quantized_decomposed operators in the graph.
+    Valid before: a float program with observers (`observe`). Valid after: quantized_decomposed operators in the graph;
+    a layer on a picture's own grid carries `meta["input_offset"]`: float64 [C], what dequantization adds to its input
+    and its bias takes away again.
 
-    Options: `weight_bits`, `activation_bits` 2..8; `method` of `vqc.calibration.ranges`; `granularity` "tensor",
+    Options: `weight_bits`, `activation_bits` 2..8; `method` of `vqc.calibration.ranges`; `weight_method` of
+    `vqc.calibration.weights`: "minmax", or a smaller step by the search "mse" or "omse"; `granularity` "tensor",
     "channel", or "auto": per channel where the noise expected in the layer's result falls to less than half; `tail`
     "float" keeps the layers that make the results directly; `keep`: names of nodes or modules (shell patterns) kept
     float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other.
@@ -51,6 +55,7 @@ class Quantize(Pass):
     weight_bits: int = 8
     activation_bits: int = 8
     method: str = "minmax"
+    weight_method: WeightMethod = "minmax"
     granularity: Literal["auto", "tensor", "channel"] = "auto"
     tail: Literal["float", "quantized"] = "float"
     keep: tuple[str, ...] = ()
@@ -77,7 +82,7 @@ class Quantize(Pass):
             if key not in made:
                 made[key] = _quantize_activation(program, n, x, quant)
                 result.count("activation")
-            weight, bias = _quantize_weight(program, n, quant, self.weight_bits)
+            weight, bias = _quantize_weight(program, n, quant, self.weight_bits, self.weight_method)
             n.args = (made[key], weight, bias, *n.args[3:])
             result.count("weight")
         for n in program.graph.nodes:
@@ -176,7 +181,8 @@ def weight_axis(n: fx.Node) -> int:
     return 1 if n.target is aten.conv_transpose2d.input else 0
 
 
-def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits: int) -> tuple[fx.Node, Any]:
+def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits: int,
+                     method: WeightMethod) -> tuple[fx.Node, Any]:  # fmt: skip
     """(weight, bias) arguments for layer `n`; channel scales of the activation are folded into the integers."""
     weight = program.constant(n.args[1])
     assert weight is not None
@@ -184,7 +190,7 @@ def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits:
     axis, top = weight_axis(n), 2 ** (bits - 1) - 1
     folded = _fold(weight.double(), quant, n)
     dims = [d for d in range(weight.ndim) if d != axis]
-    scale = (folded.abs().amax(dims) / top).clamp_min(1e-20)
+    scale = weight_scales(folded.transpose(0, axis).flatten(1), top, method)
     shape = [-1 if d == axis else 1 for d in range(weight.ndim)]
     scale32 = scale.float()
     integers = torch.round(folded / scale32.double().view(shape)).clamp(-top, top).to(torch.int8)
@@ -202,6 +208,7 @@ def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits:
         if quant.offset is not None and bool((quant.offset != 0).any()):
             # Dequantization shifts channel c by -offset; a constant shift of the input is a constant of the result.
             real = integers.double() * scale32.double().view(shape) * channel_view(1 / quant.scale, n, weight)
+            n.meta["input_offset"] = quant.offset
             shift = -(real * channel_view(quant.offset, n, weight)).sum(dims)
             old = program.constant(bias)
             bias = program.add_constant(f"{base}_bias", (shift + (0 if old is None else old.double())).float())

@@ -105,6 +105,23 @@ def test_even_channels_keep_one_scale():
     assert balance(program, program.node("conv2d_1"), seen, 256, 8, always=True) is not None
 
 
+@pytest.mark.parametrize("method", ["mse", "omse"])
+def test_weight_ranges_that_shrink(method):
+    """Few bits and a few large weights: a searched step loses less of the weight, and of what the layer gives."""
+    before = normalised()
+    for name in ("w0", "w1"):
+        before.constants[name] = before.constants[name].clone()
+        before.constants[name][:, 0, 0, 0] = 6.0
+    frames = clip(before)
+    want = run(before.with_outputs(["conv2d_1"]), [frames[0]])[-1]
+    got = {}
+    for how in ("minmax", method):
+        after, _ = quantized(before, weight_bits=3, weight_method=how)
+        assert f"weight_method={how}" in str(after.history[-1]) or how == "minmax"
+        got[how] = sqnr(want, run(after.with_outputs(["conv2d_1"]), [frames[0]])[-1])
+    assert got[method] > got["minmax"] + 1
+
+
 @pytest.mark.parametrize("options", [{"granularity": "channel"}, {"tail": "quantized"}, {"method": "mse"},
                                      {"method": "percentile"}, {"weight_bits": 6, "activation_bits": 6}])  # fmt: skip
 def test_options_stay_close(options):
