@@ -40,8 +40,8 @@ class Quantize(Pass):
     Preconditions of a rewrite, each a reason when it fails: (1) the weight is a constant; (2) the layer is not kept by
     `keep` or `tail`; (3) its input was observed, or has a known range; (4) the integer sum fits 31 bits.
     Valid before: a float program with observers (`observe`). Valid after: quantized_decomposed operators in the graph;
-    a layer on a picture's own grid carries `meta["input_offset"]`: float64 [C], what dequantization adds to its input
-    and its bias takes away again.
+    a layer on a picture's own grid carries `meta["offset"]`: float64 [C], what dequantization adds to its input and its
+    bias takes away again.
 
     Options: `weight_bits`, `activation_bits` 2..8; `method` of `vqc.calibration.ranges`; `weight_method` of
     `vqc.calibration.weights`: "minmax", or a smaller step by the search "mse" or "omse"; `granularity` "tensor",
@@ -82,6 +82,8 @@ class Quantize(Pass):
             if key not in made:
                 made[key] = _quantize_activation(program, n, x, quant)
                 result.count("activation")
+            if quant.offset is not None:
+                n.meta["offset"] = quant.offset  # the bias takes it off again; who changes the weight has to redo that
             weight, bias = _quantize_weight(program, n, quant, self.weight_bits, self.weight_method)
             n.args = (made[key], weight, bias, *n.args[3:])
             result.count("weight")
@@ -208,7 +210,6 @@ def _quantize_weight(program: Program, n: fx.Node, quant: ActivationQuant, bits:
         if quant.offset is not None and bool((quant.offset != 0).any()):
             # Dequantization shifts channel c by -offset; a constant shift of the input is a constant of the result.
             real = integers.double() * scale32.double().view(shape) * channel_view(1 / quant.scale, n, weight)
-            n.meta["input_offset"] = quant.offset
             shift = -(real * channel_view(quant.offset, n, weight)).sum(dims)
             old = program.constant(bias)
             bias = program.add_constant(f"{base}_bias", (shift + (0 if old is None else old.double())).float())
