@@ -1,7 +1,7 @@
 """Reading and writing clips, still pictures, and the clips used in examples and tests."""
 
 from .clips import CLIPS, ClipEntry, clip
-from .picture import composite, strip, write_png
+from .picture import composite, png_bytes, strip, write_png
 from .read import frame_rate, iter_frames, read_clip, resize
 from .write import write_video
 
@@ -12,6 +12,7 @@ __all__ = [
     "composite",
     "frame_rate",
     "iter_frames",
+    "png_bytes",
     "read_clip",
     "resize",
     "strip",

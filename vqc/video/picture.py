@@ -17,10 +17,10 @@ from .read import resize
 from .write import to_bytes
 
 
-def write_png(path: str | Path, image: Tensor) -> Path:
-    """Write a picture [3,H,W] or [1,H,W] (float in [0,1], or uint8) as an 8-bit RGB PNG; gives back its path.
+def png_bytes(image: Tensor) -> bytes:
+    """A picture [3,H,W] or [1,H,W] (float in [0,1], or uint8) as the bytes of an 8-bit RGB PNG file.
 
-    Needs nothing beyond the standard library. Raises VideoError if it is no picture or the file cannot be written.
+    Needs nothing beyond the standard library. Raises VideoError if it is no picture.
     """
     pixels = to_bytes(image)
     height, width = pixels.shape[:2]
@@ -32,8 +32,17 @@ def write_png(path: str | Path, image: Tensor) -> Path:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.numpy().tobytes())) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def write_png(path: str | Path, image: Tensor) -> Path:
+    """Write a picture [3,H,W] or [1,H,W] (float in [0,1], or uint8) as an 8-bit RGB PNG; gives back its path.
+
+    Raises VideoError if it is no picture or the file cannot be written.
+    """
+    content = png_bytes(image)
     with written_beside(path) as beside:
-        beside.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+        beside.write_bytes(content)
     return Path(path)
 
 
