@@ -96,6 +96,18 @@ class RIFE(nn.Module):
                 why="both must be [B,3,H,W] of one size, sides multiples of 32",
                 way_out="pad both frames alike and crop the result",
             )
+        _, warped0, warped1, mask = self._estimate(img0, img1)
+        share = torch.sigmoid(mask)
+        return warped0 * share + warped1 * (1 - share)
+
+    def halfway_flow(self, img0: Tensor, img1: Tensor) -> Tensor:
+        """From each pixel of the frame halfway to where both frames show it: [B,4,H,W] in pixels, x and y towards
+        `img0`, then x and y towards `img1`. Frames as `forward` takes them.
+        """
+        return self._estimate(img0, img1)[0]
+
+    def _estimate(self, img0: Tensor, img1: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The flow halfway, both frames warped by it, and the logit of the weight of the first."""
         flow = torch.zeros_like(img0[:, :1]).expand(-1, 4, -1, -1)
         mask = torch.zeros_like(img0[:, :1])
         scales = self.scales
@@ -108,8 +120,7 @@ class RIFE(nn.Module):
             more_flow, more_mask = block(torch.cat((warped0, warped1, mask), 1), flow, scale)
             flow, mask = flow + more_flow, mask + more_mask
             warped0, warped1 = warp(img0, flow[:, :2]), warp(img1, flow[:, 2:])
-        share = torch.sigmoid(mask)
-        return warped0 * share + warped1 * (1 - share)
+        return flow, warped0, warped1, mask
 
 
 def load_rife(weights: str | Path = "registry", flow_test: bool = False) -> RIFE:
