@@ -25,7 +25,7 @@ class Flow(Protocol):
 
 
 def pixels(size: Sequence[int], like: Tensor) -> Tensor:
-    """The position of every pixel of a frame of `size` (H, W): [1,2,H,W], x then y, in the dtype and on the device of `like`."""
+    """Where every pixel of a frame of `size` (H, W) is: [1,2,H,W], x then y, of the dtype and device of `like`."""
     y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     return torch.stack((x, y))[None].to(like)
 
