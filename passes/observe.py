@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +35,8 @@ class Observe(Pass):
     """observe: put an observer on the input of every convolution and linear layer, and run the calibration clips.
 
     Clips run in order, frame by frame, with the state carried from its reset value and reset again for each clip;
-    nothing of a clip stays in the program but ranges and histograms.
+    nothing of a clip stays in the program but ranges and histograms. Processes of one `context.shard` observe a part
+    each and merge, which gives what one process would have seen, to the bit.
 
     Preconditions: (1) the context holds calibration clips; (2) the program computes in float.
     Valid before: any program. Valid after: the same graph; observed nodes carry `meta["observed"]`.
@@ -69,19 +69,22 @@ class Observe(Pass):
             observed = watched.get(node)
             if observed is None:
                 return
-            if not math.isfinite(float(torch.add(*value.aminmax()))):
+            parts = [(phase_of(t) if self.policy == "phase" else 0, value)]
+            if node.name in layout:
+                parts = split_by_frame(value, layout[node.name])
+            try:
+                for key, part in parts:
+                    observed.update(key, part)
+            except CalibrationError as e:
                 raise CalibrationError(f"{node} holds NaN or infinity during calibration",
                                        where=f"step {t} since reset", why="the network itself gives it on this clip",
-                                       way_out="look at the clip, or at the weights (vqc compare)")  # fmt: skip
-            if self.policy == "frame" and node.name in layout:
-                for slot, part in split_by_frame(value, layout[node.name]):
-                    observed.update(slot, part)
-            else:
-                observed.update(phase_of(t) if self.policy == "phase" else 0, value)
+                                       way_out="look at the clip, or at the weights (vqc compare)") from e  # fmt: skip
 
-        rollout(program, clips, visit, lambda done, total: context.report("observe", done, total))
-        for node, observed in watched.items():
-            node.meta["observed"] = observed
+        mine = context.shard.shard_clips(clips, bool(program.states))
+        rollout(program, clips, visit, lambda done, total: context.report("observe", done, total), mine)
+        merged = context.shard.merge_observed({node.name: observed for node, observed in watched.items()})
+        for node in watched:
+            node.meta["observed"] = merged[node.name]
             result.count("observer")
         result.notes.append(f"{clips.frames} frames of {len(clips.clips)} clips, state carried, reset before each clip")
         return result

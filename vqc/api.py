@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqc.backends import backend_for
+from vqc.distributed import Shard
 from vqc.errors import CalibrationError
 from vqc.executable import Executable
 from vqc.pipeline import Callback, PassContext, Pipeline, parse
@@ -23,7 +24,8 @@ def pipeline_of(recipe: str | Pipeline) -> Pipeline:
 
 def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, seed: int = 0, debug: bool = False,
           callback: Callback | None = None, progress: Callable[[str, int, int], None] | None = None,
-          twin: Program | None = None, labels: Any = None, workdir: str | Path | None = None) -> Program:  # fmt: skip
+          twin: Program | None = None, labels: Any = None, workdir: str | Path | None = None,
+          shard: Shard | None = None) -> Program:  # fmt: skip
     """Run a recipe or a pipeline on a Program and return the new Program; the given one is not changed.
 
     Parameters: `recipe` - a name of `vqc.recipes.RECIPES`, a pipeline's text ("fold-bn,observe,quantize"), or a
@@ -31,8 +33,9 @@ def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, 
     promise on a probe sequence. `callback(pass, before, after, seconds)` runs between passes. `twin` - the float
     program that learning passes imitate, when `program` is quantized already. `labels` - what the results should be,
     where that is known. `workdir` - a folder in which long passes leave checkpoints: the same call again goes on where
-    it was killed.
-    Raises PipelineError, CalibrationError, SpecError, NumericsError.
+    it was killed. `shard` - share the work with other processes that make the same call (docs/distributed.md), usually
+    `vqc.distributed.current()`; all get the same Program. In `workdir` each but the first has a folder of its own.
+    Raises PipelineError, CalibrationError, SpecError, NumericsError, DistributedError.
     """
     pipeline = pipeline_of(recipe)
     if calibration is None and any(p.name == "observe" for p in pipeline.passes):
@@ -40,8 +43,10 @@ def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, 
                                way_out="pass calibration=vqc.video.read_clip(...), 32 to 256 frames")  # fmt: skip
     if callback is not None:
         pipeline = Pipeline(pipeline.passes, callback)
-    context = PassContext(calibration, seed, debug, progress=progress, twin=twin, labels=labels,
-                          workdir=None if workdir is None else Path(workdir))  # fmt: skip
+    shard = shard or Shard()
+    place = None if workdir is None else Path(workdir) if shard.first else Path(workdir) / f"process-{shard.rank}"
+    context = PassContext(calibration, seed, debug, progress=progress, twin=twin, labels=labels, workdir=place,
+                          shard=shard)  # fmt: skip
     return pipeline.run(program, context)
 
 

@@ -68,5 +68,9 @@ class ArtifactError(VqcError):
     """A weight file or an artifact is missing, truncated, or not what its hash says."""
 
 
+class DistributedError(VqcError):
+    """Processes of one run cannot find each other, lost one, or hold different programs."""
+
+
 class BackendError(VqcError):
     """torch.compile(backend="vqc") was given something it refuses."""

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from vqc import spec
+from vqc.distributed import Shard
 from vqc.errors import NumericsError, PipelineError
 from vqc.program import Declined, PassRecord, Program, evaluate
 
@@ -61,7 +62,8 @@ class PassContext:
     `twin`: the float program that learning passes imitate; a pipeline sets it to the program as it was before its first
     lossy pass, if none is given. Nodes of both programs that stand for the same value have the same name.
     `labels`: what the results should be, where it is known (see `vqc.learning.labels`). `workdir`: a folder for
-    checkpoints and for caches too large for memory; None: a temporary one, and no resuming.
+    checkpoints and for caches too large for memory; None: a temporary one, and no resuming. `shard`: this process's
+    place among those that share the work (`vqc.distributed`, docs/distributed.md).
     """
 
     calibration: Any = None
@@ -72,6 +74,7 @@ class PassContext:
     twin: Program | None = None
     labels: Any = None
     workdir: Path | None = None
+    shard: Shard = Shard()
 
     def report(self, text: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -197,7 +200,20 @@ def _max_diff(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def run_pass(p: Pass, program: Program, context: PassContext) -> Program:
-    """Apply one pass to a clone, check the spec and (in debug mode) its promise, and write the history."""
+    """Apply one pass to a clone, check the spec and (in debug mode) its promise, and write the history.
+
+    Processes of a shard are compared after the pass; the others are told of an error that ends this one.
+    """
+    try:
+        after = _run_pass(p, program, context)
+        context.shard.check_equal(after, str(p))
+    except Exception as error:
+        context.shard.failed(f"{p}: {error}")
+        raise
+    return after
+
+
+def _run_pass(p: Pass, program: Program, context: PassContext) -> Program:
     before = program
     result = p.apply(program.clone(), context)
     after = result.program

@@ -1,10 +1,11 @@
 """Calibration: clips, observers that know frames, and range rules."""
 
 from vqc.calibration.clips import Clips, as_clips
+from vqc.calibration.deal import Stretch
 from vqc.calibration.observe import PHASES, Observed, phase_of, rollout, steps_of
 from vqc.calibration.ranges import RULES, find_range
 from vqc.calibration.split import Split, split
 from vqc.calibration.statistics import Statistics
 
-__all__ = ["PHASES", "RULES", "Clips", "Observed", "Split", "Statistics", "as_clips", "find_range", "phase_of",
-           "rollout", "split", "steps_of"]  # fmt: skip
+__all__ = ["PHASES", "RULES", "Clips", "Observed", "Split", "Statistics", "Stretch", "as_clips", "find_range",
+           "phase_of", "rollout", "split", "steps_of"]  # fmt: skip

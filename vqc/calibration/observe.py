@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from vqc.calibration.clips import Clips
+from vqc.calibration.deal import Stretch
 from vqc.calibration.statistics import Statistics
 from vqc.program import Program, evaluate
 
@@ -50,17 +51,40 @@ class Observed:
 
 
 def rollout(program: Program, clips: Clips, visit: Callable[[fx.Node, Any, int], None],
-            report: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
-    """Run every clip in order, the state carried from its reset value; `visit(node, value, frames since reset)`."""
+            report: Callable[[int, int], None] | None = None,
+            stretches: Sequence[Stretch] | None = None) -> None:  # fmt: skip
+    """Run every clip in order, the state carried from its reset value; `visit(node, value, frames since reset)`.
+
+    `stretches`: only these frames are visited. A state is carried from its clip's first frame all the same, through
+    those operators alone that it depends on. `report(done, total)` counts all steps that run.
+    """
+    if stretches is None:
+        stretches = [Stretch(c, 0, len(clip)) for c, clip in enumerate(clips)]
+    begins = [0 if program.states else s.first for s in stretches]
+    total = sum(s.last - begin for s, begin in zip(stretches, begins, strict=True))
+    carrying = states_alone(program) if any(b < s.first for s, b in zip(stretches, begins, strict=True)) else program
     done = 0
-    for clip in clips:
+    for s, begin in zip(stretches, begins, strict=True):
         state = program.initial_state()
-        for t, step in enumerate(clip):
-            out = evaluate(program, step, state, lambda n, v, t=t: visit(n, v, t))  # type: ignore[misc]
-            state = [out[s.output] for s in program.states]
+        for t in range(begin, s.last):
+            step = clips.clips[s.clip][t]
+            if t < s.first:
+                state = list(evaluate(carrying, step, state))
+            else:
+                out = evaluate(program, step, state, lambda n, v, t=t: visit(n, v, t))  # type: ignore[misc]
+                state = [out[x.output] for x in program.states]
             done += 1
             if report is not None:
-                report(done, clips.frames)
+                report(done, total)
+
+
+def states_alone(program: Program) -> Program:
+    """A clone whose graph gives the next states and nothing else, in order; it is to be evaluated, not passed on."""
+    clone = program.clone()
+    results = clone.result_nodes
+    clone.output_node.args = (tuple(results[s.output] for s in clone.states),)
+    clone.drop_dead()
+    return clone
 
 
 def steps_of(program: Program, clips: Clips) -> Iterator[tuple[int, Sequence[torch.Tensor], list[torch.Tensor]]]:

@@ -13,6 +13,8 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from vqc.errors import CalibrationError
+
 BINS = 2048
 POWER_UNIT = 2.0**-40  # of the exact integer sums of mean squares
 # Values of one frame that enter the histogram and the mean square at most; ranges always look at every value.
@@ -41,21 +43,27 @@ class Statistics:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def update(self, x: torch.Tensor) -> None:
-        """Take in one frame's tensor (any shape; channel axis 1)."""
+        """Take in one frame's tensor (any shape; channel axis 1).
+
+        Raises CalibrationError, and takes nothing in, when it holds NaN or infinity.
+        """
         if x.numel() == 0:
             return
         x = x.detach()
         flat = x.reshape(1, -1) if x.ndim < 2 else x.transpose(0, 1).reshape(x.shape[1], -1)
-        low, high = flat.amin(1).double().numpy(), flat.amax(1).double().numpy()
-        values = x.reshape(-1)[:: max(1, x.numel() // SAMPLES)].double().numpy()
+        # Adding zero turns -0.0 into 0.0: which of two equal zeros a minimum keeps would depend on the order of merges.
+        low, high = flat.amin(1).double().numpy() + 0.0, flat.amax(1).double().numpy() + 0.0
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise CalibrationError("an observed tensor holds NaN or infinity", why="no range can be made of it")
+        step = max(1, x.numel() // SAMPLES)
+        values = x.reshape(-1)[::step].contiguous()
+        squares = np.rint(flat[:, ::step].double().square().mean(1).numpy() / POWER_UNIT)
         self._merge_ranges(low, high)
-        sample = flat[:, :: max(1, flat.shape[1] * len(flat) // SAMPLES)].double()
-        squares = np.rint(sample.square().mean(1).numpy() / POWER_UNIT)
-        self._add_power(np.array([int(v) for v in squares], dtype=object))
+        self._add_power(_integers(squares))
         self.sum_low += Fraction(float(low.min()))
         self.sum_high += Fraction(float(high.max()))
         self.frames += 1
-        self.values += values.size
+        self.values += values.numel()
         self._add_counts(*_histogram(values))
 
     def merge(self, other: Statistics) -> None:
@@ -124,12 +132,24 @@ def _exponent_for(low: float, high: float) -> int:
     return e
 
 
-def _histogram(values: np.ndarray) -> tuple[int, int, np.ndarray]:
-    low, high = float(values.min()), float(values.max())
+def _integers(values: np.ndarray) -> np.ndarray:
+    """Whole numbers in float64 as an array of Python integers, which have no largest value."""
+    if values.max() < 2.0**62:
+        return values.astype(np.int64).astype(object)
+    return np.array([int(v) for v in values], dtype=object)
+
+
+def _histogram(values: torch.Tensor) -> tuple[int, int, np.ndarray]:
+    """(exponent, first bin, counts) of a flat tensor of finite values."""
+    lowest, highest = values.aminmax()
+    low, high = float(lowest), float(highest)
     e = _exponent_for(low, high)
-    index = np.floor(values * 2.0**-e).astype(np.int64)
-    first = int(math.floor(low * 2.0**-e))
-    return e, first, np.bincount(index - first, minlength=int(index.max()) - first + 1).astype(np.int64)
+    # float32 suffices where the factor is at least 1: multiplying by a power of two and the difference of two bins are
+    # exact. A smaller factor could make a tiny negative value zero, which belongs to another bin.
+    exact = values if values.dtype == torch.float32 and e <= 0 else values.double()
+    first = math.floor(low * 2.0**-e)
+    index = exact.mul(2.0**-e).floor_().sub_(first).to(torch.int32)
+    return e, first, torch.bincount(index).numpy()
 
 
 def _coarsen(exponent: int, first: int, counts: np.ndarray, to: int) -> tuple[int, np.ndarray]:

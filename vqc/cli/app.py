@@ -50,11 +50,11 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 Model = Annotated[str, typer.Argument(help="rvm, rife, srvgg, package.module:factory or file.py:factory.")]
 Clip = Annotated[str, typer.Argument(help="A video file, or a known clip: " + ", ".join(video.CLIPS) + ".")]
 Recipe = Annotated[str, typer.Option(help="A recipe's name or a pipeline's text.")]
-Calibration = Annotated[str | None, typer.Option(help="The clip that ranges are taken from.")]
+Calibration = Annotated[str | None, typer.Option(help="The clip that ranges are taken from, or several: a.mp4,b.mp4.")]
 Target = Annotated[str, typer.Option(help="Where it runs; `list` shows all.", callback=listed, is_eager=True)]
 Size = Annotated[str | None, typer.Option(help="Frames are resized to this, HxW.")]
 Frames = Annotated[int, typer.Option(min=0, help="Frames to run; 0 means all.")]
-CalibrationFrames = Annotated[int, typer.Option(min=1, help="Frames of the calibration clip.")]
+CalibrationFrames = Annotated[int, typer.Option(min=1, help="Frames of each calibration clip.")]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of every engine.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")]
 Start = Annotated[int, typer.Option(min=0, help="The first frame to run.")]
@@ -102,14 +102,12 @@ def inspect(model: Model, recipe: Recipe = "float", calibration: Calibration = N
             calibration_frames: CalibrationFrames = 8,
             text: Annotated[bool, typer.Option("--text", help="Print the program too.")] = False) -> None:  # fmt: skip
     """Show a network as vqc sees it: inputs, states, operators, what each pass did and why not more, kernels."""
-    Job(model, "", recipe, "reference" if target == "none" else target, calibration, size).check()
+    job = Job(model, "", recipe, "reference" if target == "none" else target, calibration, size,
+              calibration_frames=calibration_frames)  # fmt: skip
+    job.check()
     net = network(model, parse_size(size))
-    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
-    clips = None
-    if calibration is not None:
-        clips = net.steps(video.read_clip(clip_path(calibration), calibration_frames + net.reach, net.size))
     with Reporter() as report:
-        program = vqc.apply(program, recipe, calibration=clips, progress=report)
+        program = job.program(net, report)
     _summary(program)
     if text:
         out().print(str(program), markup=False)

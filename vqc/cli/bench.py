@@ -32,11 +32,7 @@ def bench(job: Job, report: Reporter, *, tune: bool = False, compare: bool = Fal
     """
     job.check()
     net = network(job.model, parse_size(job.size))
-    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
-    clips = None
-    if job.calibration is not None:
-        clips = net.steps(job.read(job.calibration, job.calibration_frames, net.size))
-    program = vqc.apply(program, job.recipe, calibration=clips, progress=report)
+    program = job.program(net, report)
     options = dict(use_threads(job.threads, job.target)) | ({"tune": True} if tune else {})
     began = time.perf_counter()
     executable = vqc.compile(program, job.target, **options)

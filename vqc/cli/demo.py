@@ -6,9 +6,9 @@ from pathlib import Path
 
 from vqc import video
 from vqc.cli.show import Reporter
-from vqc.cli.work import save
+from vqc.cli.work import save, shared_program
 from vqc.report.network import network
-from vqc.report.session import compiled_engine, eager_engine, play, rows, use_threads
+from vqc.report.session import eager_engine, play, program_engine, recipe_program, rows, use_threads
 
 CALIBRATION, CLIP = "pexels", "single_face"  # two people, two scenes: nothing of the second is seen before
 
@@ -27,9 +27,11 @@ def run_demo(folder: Path, size: tuple[int, int], frames: int, calibration_frame
     clip = video.read_clip(video.clip(CLIP), frames, size)
     engines = [eager_engine(net)]
     options = use_threads(threads, "native")
-    for recipe, name, pixels in (("float", "vqc C, float32", None), ("int8", "vqc C, int8", calibration)):
-        report.say(f"compile {name}")
-        engines.append(compiled_engine(net, recipe, "native", name, pixels, report, **options))
+    report.say("calibrate")
+    programs = {"int8": shared_program(net, "int8", calibration, report), "float32": recipe_program(net, "float")}
+    for kind in ("float32", "int8"):
+        report.say(f"compile vqc C, {kind}")
+        engines.append(program_engine(programs[kind], f"vqc C, {kind}", "native", **options))
     played = [play(engine, net, clip, report) for engine in engines]
     table = rows(played, played[0])
     fps = video.CLIPS[CLIP].fps

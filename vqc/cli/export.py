@@ -44,11 +44,7 @@ def export(job: Job, folder: Path, report: Reporter, *, build: bool, variant: st
     if build:
         target_called(job.target).variant(variant)
     net = network(job.model, parse_size(job.size))
-    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
-    clips = None
-    if job.calibration is not None:
-        clips = net.steps(job.read(job.calibration, job.calibration_frames, net.size))
-    program = vqc.apply(program, job.recipe, calibration=clips, progress=report)
+    program = job.program(net, report)
     options: dict[str, Any] = {}
     if job.target in C_TARGETS:
         options = {"threads": job.threads, "licence": net.licence}

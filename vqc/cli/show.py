@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vqc import distributed
 from vqc.errors import VqcError
 from vqc.report.tables import columns
 
@@ -20,22 +21,24 @@ EVERY = 10.0  # seconds between two lines of one stage in a log
 
 
 def out() -> Console:
-    """The console of results (made anew each time, so that redirection is seen)."""
-    console = Console(soft_wrap=True, highlight=False)
+    """The console of results (made anew each time, so that redirection is seen); only the first process prints."""
+    console = Console(soft_wrap=True, highlight=False, quiet=not distributed.current().first)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console
 
 
-def err() -> Console:
+def err(quiet: bool = False) -> Console:
     """The console of errors and progress."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
 
 
 def show_error(error: VqcError) -> None:
     """Print what, where, why and the way out."""
     console = err()
-    console.print(f"[bold red]error:[/] {escape(error.what)}")
+    shard = distributed.current()
+    who = f"process {shard.rank}: " if shard.world > 1 else ""
+    console.print(f"{who}[bold red]error:[/] {escape(error.what)}")
     for label, text in (("where", error.where), ("why", error.why), ("way out", error.way_out)):
         if text:
             console.print(f"  [bold]{label}:[/] {escape(text)}")
@@ -72,7 +75,7 @@ class Reporter:
     """A progress callback `(text, done, total)`: a bar a stage on a terminal, else a line at its begin and end."""
 
     def __init__(self) -> None:
-        self.console = err()
+        self.console = err(quiet=not distributed.current().first)
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.said: dict[str, float] = {}

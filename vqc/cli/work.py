@@ -7,15 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from torch import Tensor
 
-from vqc import video
+from vqc import distributed, video
 from vqc.api import pipeline_of
 from vqc.backends import backend_for
 from vqc.cli.show import Reporter
 from vqc.errors import CalibrationError, InputError
+from vqc.program import Program
 from vqc.report.network import Network, network
-from vqc.report.session import Engine, Playback, compiled_engine, eager_engine, play, strip_rows, use_threads
+from vqc.report.session import (
+    Clips,
+    Engine,
+    Playback,
+    eager_engine,
+    play,
+    program_engine,
+    recipe_program,
+    strip_rows,
+    use_threads,
+)
 from vqc.report.tables import markdown, write_text
 
 
@@ -32,6 +44,18 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 def clip_path(name: str) -> Path:
     """A file's path, or that of a clip known by name (`vqc.video.CLIPS`)."""
     return video.clip(name) if name in video.CLIPS and not Path(name).exists() else Path(name)
+
+
+def shared_program(net: Network, recipe: str, clips: Clips | None, report: Reporter) -> Program:
+    """The network captured and put through a recipe, by all processes that torchrun started.
+
+    Only the first of them goes on after that: in the others typer.Exit ends the command with 0.
+    """
+    shard = distributed.current()
+    program = recipe_program(net, recipe, clips, report, shard)
+    if not shard.first:
+        raise typer.Exit(0)
+    return program
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,18 @@ class Job:
             raise CalibrationError(f"recipe {self.recipe!s:.60} needs a calibration clip and none was given",
                                    way_out="add --calibration CLIP, 32 to 256 typical frames")  # fmt: skip
 
+    def calibration_clips(self, net: Network) -> list[Tensor] | None:
+        """The clips that ranges are taken from, each [T,3,H,W]: `calibration` names a file, or several with commas."""
+        if self.calibration is None:
+            return None
+        whole = self.calibration in video.CLIPS or Path(self.calibration).exists()
+        names = [self.calibration] if whole else self.calibration.split(",")
+        return [self.read(name, self.calibration_frames + net.reach, net.size) for name in names]
+
+    def program(self, net: Network, report: Reporter) -> Program:
+        """The network captured and put through the recipe (`shared_program`)."""
+        return shared_program(net, self.recipe, self.calibration_clips(net), report)
+
     def read(self, name: str, frames: int, size: tuple[int, int], start: int = 0) -> Tensor:
         """A clip as [T,3,H,W] in [0,1]."""
         return video.read_clip(clip_path(name), frames or None, size, start)
@@ -70,12 +106,10 @@ class Job:
         net = network(self.model, parse_size(self.size))
         report.say(f"model {net.name}" + (f", weights: {net.licence}" if net.licence else ""))
         clip = video.read_clip(clip_file, self.frames or None, net.size, self.start)
-        calibration = None
-        if self.calibration is not None:
-            calibration = self.read(self.calibration, self.calibration_frames, net.size)
         report.say(f"compile {net.name}: recipe {self.recipe}, target {self.target}")
-        compiled = compiled_engine(net, self.recipe, self.target, calibration=calibration, progress=report,
-                                   **use_threads(self.threads, self.target))  # fmt: skip
+        options = use_threads(self.threads, self.target)
+        program = self.program(net, report)
+        compiled = program_engine(program, f"vqc {self.target}, {self.recipe}", self.target, **options)
         return net, clip, [eager_engine(net), compiled]
 
     def play(self, report: Reporter) -> tuple[Network, Tensor, list[Engine], list[Playback]]:

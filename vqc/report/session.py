@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 import vqc
 from vqc import metrics
 from vqc.backends import C_TARGETS
+from vqc.distributed import Shard
 from vqc.executable import CompileReport, Executable
 from vqc.program import Program
 from vqc.report.network import Network
@@ -89,12 +90,12 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
     return program_engine(program, name or f"vqc {target}, {recipe}", target, **options)
 
 
-def recipe_program(net: Network, recipe: str, calibration: Clips | None = None, progress: Progress | None = None
-                   ) -> Program:  # fmt: skip
-    """The network captured and put through a recipe, with arguments as those of `compiled_engine`."""
+def recipe_program(net: Network, recipe: str, calibration: Clips | None = None, progress: Progress | None = None,
+                   shard: Shard | None = None) -> Program:  # fmt: skip
+    """The network captured and put through a recipe, with arguments as those of `compiled_engine` and `vqc.apply`."""
     program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
     clips = None if calibration is None else [net.steps(clip) for clip in as_list(calibration)]
-    return vqc.apply(program, recipe, calibration=clips, progress=progress)
+    return vqc.apply(program, recipe, calibration=clips, progress=progress, shard=shard)
 
 
 def program_engine(program: Program, name: str, target: str, **options: Any) -> Engine:
