@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vqc.calibration.search import btbi, dobi, exhaustive
 from vqc.calibration.statistics import Statistics
 from vqc.errors import PipelineError
 
@@ -57,6 +58,7 @@ def mse(s: Statistics, bits: int, power: float = 2.4) -> tuple[float, float]:
 
 RULES: dict[str, Callable[[Statistics, int], tuple[float, float]]] = {
     "minmax": min_max, "moving-average": moving_average, "percentile": percentile, "mse": mse,
+    "btbi": btbi, "exhaustive": exhaustive, "dobi": dobi,
 }  # fmt: skip
 
 
