@@ -32,7 +32,7 @@ from vqc.program import Program
 
 T = TypeVar("T")
 TIMEOUT = 600.0  # seconds that a process waits for the others; VQC_DISTRIBUTED_TIMEOUT changes it
-_FAILED = "vqc/failed"  # the store's key of the first failure
+_FAILED = "vqc/failed"  # the store's key of the last failure
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ class Shard:
                     why="the pass drew, averaged or decided something in one of them alone, or the machines compute "
                     "differently", way_out="run it in one process, on equal machines, and report the pass")  # fmt: skip
 
-    def failed(self, what: str) -> None:
-        """Tell the others what ended this process, if it is in a group; they quote the first that failed."""
+    def failed(self, doing: str, error: Exception) -> None:
+        """Tell the others what ends this process, if it is in a group, for them to quote it."""
         store = _STORES.get("store")
-        if self.world > 1 and store is not None:
+        if self.world > 1 and store is not None and not isinstance(error, DistributedError):
             with contextlib.suppress(RuntimeError):  # the store may be what failed; the error is on its way already
-                store.compare_set(_FAILED, "", f"process {self.rank}: {what}")
+                store.set(_FAILED, f"process {self.rank}: {doing}: {_first_line(error)}")
 
     @contextlib.contextmanager
     def _meeting(self, doing: str) -> Iterator[None]:
@@ -166,8 +166,8 @@ class Shard:
             yield
         except RuntimeError as e:
             raise DistributedError(f"process {self.rank} of {self.world} lost the others while {doing}",
-                                   why=_first_failure() or _first_line(e),
-                                   way_out="mend what ended the first that failed; if one was only slow, raise "
+                                   why=_failure() or _first_line(e),
+                                   way_out="mend what ended the one that failed; if one was only slow, raise "
                                    "VQC_DISTRIBUTED_TIMEOUT (seconds)") from e  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _first_failure() -> str:
+def _failure() -> str:
     store = _STORES.get("store")
     with contextlib.suppress(RuntimeError):  # nobody to ask: what torch.distributed said has to do
         if store is not None and store.check([_FAILED]):

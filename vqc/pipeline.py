@@ -208,7 +208,7 @@ def run_pass(p: Pass, program: Program, context: PassContext) -> Program:
         after = _run_pass(p, program, context)
         context.shard.check_equal(after, str(p))
     except Exception as error:
-        context.shard.failed(f"{p}: {error}")
+        context.shard.failed(str(p), error)
         raise
     return after
 

@@ -88,7 +88,7 @@ class Job:
             return None
         whole = self.calibration in video.CLIPS or Path(self.calibration).exists()
         names = [self.calibration] if whole else self.calibration.split(",")
-        return [self.read(name, self.calibration_frames + net.reach, net.size) for name in names]
+        return [self.read(name, self.calibration_frames, net.size) for name in names]
 
     def program(self, net: Network, report: Reporter) -> Program:
         """The network captured and put through the recipe (`shared_program`)."""
