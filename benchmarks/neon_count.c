@@ -121,6 +121,10 @@ static int compare(const vqc_model *m, void *scratch) {
     p->sh = between(1, 2), p->sw = between(1, 3), p->dh = between(1, 2), p->dw = between(1, 2);
     p->ph = between(0, 3), p->pw = between(0, 3);
     p->h = between(0, 5), p->w = columns[draw() % 12];
+    if (draw() % 4 == 0) { /* enough outputs for the bit-sliced counters, in one pass or more */
+        p->o = between(33, 80), p->h = between(4, 8), p->w = between(110, 140), p->sh = p->sw = 1;
+        p->kh = p->kh > 3 ? 3 : p->kh, p->kw = p->kw > 3 ? 3 : p->kw;
+    }
     const int32_t least_h = p->dh * (p->kh - 1) + 1 - 2 * p->ph, least_w = p->dw * (p->kw - 1) + 1 - 2 * p->pw;
     p->h += least_h > 1 ? least_h : 1, p->w += least_w > 1 ? least_w : 1;
     p->act = between(0, 2), p->rows = between(1, 6);

@@ -25,6 +25,7 @@ static inline void bc_place_of(const bc_job *j, const int32_t *column, ptrdiff_t
     BC_UNROLL for (int i = 0; i < 4; i++) c[i] = vreinterpretq_u32_s32(vld1q_s32(column + 4 * i));
     const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(c[0]), vreinterpretq_u16_u32(c[1]));
     const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(c[2]), vreinterpretq_u16_u32(c[3]));
+    if (place->n == 16 && vminvq_u16(vminq_u16(low, high)) == vmaxvq_u16(vmaxq_u16(low, high))) return; /* mostly */
     for (ptrdiff_t i = 1; i < place->n; i++) {
         if (column[i] == column[i - 1]) continue;
         const uint16x8_t kind = vdupq_n_u16((uint16_t)column[i]);

@@ -53,17 +53,18 @@ static void bc_planes(const uint32_t *const *chunk, ptrdiff_t off, uint8x16_t *p
 
 /* ---- adders --------------------------------------------------------------------------------------------------------- */
 
-/* Bits of a where m is 1, else of b. As assembly: compilers take the select apart around an exclusive or. The second form
- * keeps its place among the others, and with it the order of a counter's additions as it is written: in another order more
- * sums are alive at once than there are registers. */
-static BC_INLINE uint8x16_t bc_select(uint8x16_t m, uint8x16_t a, uint8x16_t b) {
-    __asm__("bsl %0.16b, %1.16b, %2.16b" : "+w"(m) : "w"(a), "w"(b));
-    return m;
-}
-
+/* Bits of a where m is 1, else of b. As assembly: compilers take the select apart around an exclusive or. It keeps its
+ * place among the others, and with it the order of a counter's additions as it is written: in another order more sums are
+ * alive at once than there are registers. */
 static BC_INLINE uint8x16_t bc_select_here(uint8x16_t m, uint8x16_t a, uint8x16_t b) {
     __asm__ volatile("bsl %0.16b, %1.16b, %2.16b" : "+w"(m) : "w"(a), "w"(b));
     return m;
+}
+
+/* a, with the bits of b where m is 1. */
+static BC_INLINE uint8x16_t bc_insert(uint8x16_t a, uint8x16_t b, uint8x16_t m) {
+    __asm__("bit %0.16b, %1.16b, %2.16b" : "+w"(a) : "w"(b), "w"(m));
+    return a;
 }
 
 /* Full and half adder: *sum may be one of the inputs. */
@@ -79,15 +80,18 @@ static BC_INLINE uint8x16_t bc_add2(uint8x16_t *sum, uint8x16_t a) {
     return carry;
 }
 
-/* The carries of a, b, c with the signs i turned round (bit 0 of i: a), to t[i]; returns the parity. */
+/* The carries of a, b, c with the signs i turned round (bit 0 of i: a), to t[i]; returns the parity. Carry 0 is c where a
+ * and b differ, else a; the others differ from it by a ^ c, by a ^ b, or everywhere. */
 static BC_INLINE uint8x16_t bc_carries(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t *t) {
-    const uint8x16_t differ = veorq_u8(a, b), not_a = vmvnq_u8(a);
-    t[0] = bc_select(differ, c, a);
-    t[1] = bc_select(differ, not_a, c);
-    t[2] = bc_select(differ, a, c);
-    t[3] = bc_select(differ, c, not_a);
-    BC_UNROLL for (int i = 0; i < 4; i++) t[7 - i] = vmvnq_u8(t[i]);
-    return veorq_u8(differ, c);
+    const uint8x16_t differ = veorq_u8(a, b), parity = veorq_u8(differ, c), ends = veorq_u8(a, c);
+    __asm__("" : "+r"(t)); /* an address of its own: from afar, two planes cannot be stored by one instruction */
+    t[0] = bc_insert(a, c, differ);
+    t[2] = veorq_u8(t[0], ends);
+    t[4] = veorq_u8(t[0], differ);
+    t[1] = veorq_u8(t[2], differ);
+    BC_UNROLL for (int i = 0; i < 3; i++) t[7 - i] = vmvnq_u8(t[i]);
+    t[3] = vmvnq_u8(t[4]);
+    return parity;
 }
 
 /* The table of 64 planes. Adders: 21 over the inputs in threes, 7 over parities f, f + 7, f + 14 of those, 2 over
@@ -266,7 +270,8 @@ static BC_INLINE void bc_read(const uint8x16_t *r, int planes, uint16_t *to) {
 
 /* Where the counters of 8 channels come from and go to. */
 typedef struct bc_run {
-    const uint8x16_t *start; /* [8][BC_MANY], or NULL: zero */
+    const uint8x16_t *start; /* [8][rise] */
+    ptrdiff_t rise;          /* BC_MANY, or 0: all channels start from the same */
     const uint8x16_t *tables;
     const uint32_t *pick;    /* [8][pitch], for `blocks` tables and, if `half`, half a one */
     ptrdiff_t pitch, blocks;
@@ -282,7 +287,7 @@ typedef struct bc_run {
         for (ptrdiff_t c = 0; c < BC_BLOCK; c++, pick += run->pitch) {                                                \
             uint8x16_t r[N];                                                                                          \
             BC_UNROLL for (int i = 0; i < (N); i++)                                                                   \
-                r[i] = run->start != NULL ? run->start[c * BC_MANY + i] : vdupq_n_u8(0);                              \
+                r[i] = run->start[c * run->rise + i];                                                                 \
             bc_count(r, N, run->tables, pick, run->blocks, run->half);                                                \
             if (run->twice != NULL) {                                                                                 \
                 bc_read(r, N, run->twice + c * BC_TILE);                                                              \

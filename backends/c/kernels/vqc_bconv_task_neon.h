@@ -189,15 +189,17 @@ static void bc_sliced_tables(const bc_plan *c, const uint32_t *const *chunk, ptr
 static void bc_sliced_group(const bc_job *j, const bc_plan *c, const bc_group *g) {
     uint16_t t[BC_BLOCK * BC_TILE];
     uint8x16_t bits[4][BC_CHUNKS];
+    const uint8x16_t zeros[BC_MANY] = {{0}};
     const int decides = j->threshold != NULL;
     for (ptrdiff_t from = 0; from < c->blocks; from += c->pass) {
         const ptrdiff_t blocks = c->blocks - from < c->pass ? c->blocks - from : c->pass;
         const int last = from + blocks == c->blocks, half = last && c->steps % 2 == 1;
-        bc_run run = {NULL, c->tables, NULL, c->blocks * BC_PICKS, blocks - half, half, NULL, NULL, NULL};
+        const ptrdiff_t rise = from > 0 || decides ? BC_MANY : 0;
+        bc_run run = {zeros, rise, c->tables, NULL, c->blocks * BC_PICKS, blocks - half, half, NULL, NULL, NULL};
         bc_sliced_tables(c, g->x, from, blocks);
         for (ptrdiff_t o = 0; o < c->channels; o += BC_BLOCK) {
             uint8x16_t *to = bits[o / BC_BLOCK % 4], *kept = c->counters + o * BC_MANY;
-            run.start = from > 0 ? kept : decides ? c->starts + o * BC_MANY : NULL;
+            run.start = from > 0 ? kept : decides ? c->starts + o * BC_MANY : zeros;
             run.pick = c->picks + (o * c->blocks + from) * BC_PICKS;
             run.kept = last ? NULL : kept;
             run.top = last && decides ? to : NULL;
