@@ -14,6 +14,7 @@ from vqc.cli.bench import bench as run_bench
 from vqc.cli.bench import layer_rows
 from vqc.cli.demo import run_demo
 from vqc.cli.export import listed, run_export, target_rows
+from vqc.cli.report import run_report
 from vqc.cli.show import Reporter, out, show_error, show_layers, table
 from vqc.cli.work import Job, clip_path, parse_size, save
 from vqc.errors import VqcError
@@ -144,6 +145,20 @@ def bench(model: Model, recipe: Recipe = "float", calibration: Calibration = Non
         show_layers(layer_rows(executable, each=layers), "every call" if layers else "every kernel")
     out().print(str(executable.report), markup=False)
     table([row])
+
+
+@app.command()
+def report(model: Model, clip: Clip, recipe: Recipe = "int8", calibration: Calibration = None,
+           target: Annotated[str, typer.Option(help="Name the kernels of this target; none: do not compile.")] = "none",
+           frames: Frames = 24, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
+           threads: Threads = 1, bound: Annotated[float, typer.Option(help="SQNR in dB whose first fall is sought.")] = 20,
+           only_bisect: Annotated[bool, typer.Option("--bisect", help="Only seek that fall.")] = False,
+           json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+           output: Annotated[Path | None, typer.Option("-o", "--output", help="Write a page of HTML.")] = None,
+           ) -> None:  # fmt: skip
+    """Report where, when and why a quantized network differs from float: by layer, frame and pass; text or HTML."""
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads)
+    run_report(job, output, bound, json=json, only_bisect=only_bisect)
 
 
 def _summary(program: Program) -> None:
