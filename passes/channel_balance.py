@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from vqc.calibration import Statistics
+from vqc.learning.channels import channel_view
 from vqc.program import Program
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)  # scale_c ~ range_c ** exponent; 0 is one scale for the tensor
@@ -24,25 +25,21 @@ class ActivationQuant:
     """How one tensor is quantized: float64 `scale` and int64 `zero` of one value or [C], levels 0..levels-1 in uint8.
 
     `offset`: float64 [C], what dequantization adds to the true value because `zero` is rounded (pixel grids only).
+    `axis`: the dimension along which the values run when they cannot move into the weight (frames of a batch).
+    `slots`: how many frame slots have bounds of their own, 0 when the scales are no slots'.
     """
 
     scale: torch.Tensor
     zero: torch.Tensor
     levels: int
     offset: torch.Tensor | None = None
+    axis: int | None = None
+    slots: int = 0
 
     @property
     def per_channel(self) -> bool:
-        return self.scale.numel() > 1
-
-
-def channel_view(values: torch.Tensor, n: fx.Node, weight: torch.Tensor) -> torch.Tensor:
-    """Values per input channel of a conv2d, shaped to broadcast with its weight [O, C/groups, kh, kw]."""
-    groups = int(n.args[6]) if len(n.args) > 6 else 1
-    if groups == 1:
-        return values.view(1, -1, 1, 1)
-    per_group = values.view(groups, weight.shape[1])
-    return per_group.repeat_interleave(weight.shape[0] // groups, 0).view(weight.shape[0], weight.shape[1], 1, 1)
+        """Whether each input channel has a scale of its own, which the weight takes over."""
+        return self.scale.numel() > 1 and self.axis is None
 
 
 def balance(program: Program, n: fx.Node, seen: Statistics, levels: int, weight_bits: int,
@@ -69,6 +66,14 @@ def balance(program: Program, n: fx.Node, seen: Statistics, levels: int, weight_
     if not always and best[0] > GAIN * plain:
         return None
     return ActivationQuant(best[1], best[2].to(torch.int64), levels)
+
+
+def expected_noise(program: Program, n: fx.Node, seen: Statistics, quant: ActivationQuant, weight_bits: int) -> float:
+    """The noise of conv2d `n` with its input quantized so, as `balance` predicts it."""
+    weight = program.constant(n.args[1])
+    assert weight is not None
+    power = torch.from_numpy(seen.mean_square)
+    return _noise(weight.double(), n, quant.scale.expand(len(power)), power, weight_bits)
 
 
 def _scales(low: torch.Tensor, high: torch.Tensor, exponent: float, levels: int) -> tuple[torch.Tensor, torch.Tensor]:

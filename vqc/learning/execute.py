@@ -15,10 +15,11 @@ Overrides = Mapping[fx.Node, Callable[..., Any]]
 
 def execute(program: Program, nodes: Sequence[fx.Node], feeds: Mapping[fx.Node, Any], wanted: Collection[fx.Node],
             overrides: Overrides | None = None) -> dict[fx.Node, Any]:  # fmt: skip
-    """The values of `wanted` after running `nodes` (call_function nodes in graph order), whose other inputs are in `feeds`.
+    """The values of `wanted` after running `nodes` (calls in graph order), whose other inputs are in `feeds`.
 
     Constants are looked up. Whatever has a gradient keeps it: wrap the call in torch.no_grad() to have none. Values are
-    dropped after their last use within `nodes`. Raises KeyError naming a node that is neither fed nor run before its use.
+    dropped after their last use within `nodes`. Raises KeyError naming a node that is neither fed nor run before it is
+    used.
     """
     overrides = overrides or {}
     env: dict[fx.Node, Any] = dict(feeds)

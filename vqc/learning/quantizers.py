@@ -31,7 +31,7 @@ def rounding_regulariser(v: Tensor, b: float) -> Tensor:
 
 
 def annealed(step: int, steps: int, warm_up: float, first: float = 20.0, last: float = 2.0) -> float:
-    """The regulariser's exponent at a step: `first` during the warm-up (a share of the steps), then linear to `last`."""
+    """The regulariser's exponent: `first` during the warm-up (a share of the steps), then in a line to `last`."""
     start = warm_up * steps
     if step < start:
         return first
@@ -65,7 +65,7 @@ class WeightQuantizer(nn.Module):
         return values.view(shape)
 
     def start_from(self, rounding: Tensor, confidence: float = 0.75) -> None:
-        """Begin where other integers (of GPTQ, say) are, when they are within one step: h lies `confidence` towards them."""
+        """Begin where other integers (of GPTQ, say) are, as far as one step reaches: h lies `confidence` towards them."""
         up = (rounding.float() - self.below).clamp(0, 1)
         with torch.no_grad():
             self.v.copy_(inverse_soft_round(0.5 + (up - 0.5) * confidence))
@@ -110,9 +110,9 @@ class _FakeQuantize(torch.autograd.Function):
 class ActivationQuantizer(nn.Module):
     """The grid of one activation: codes 0..top, a scale and a zero point.
 
-    `scale` float32 and `zero` integers of one value, or of one for each entry of dimension `axis`. Scales that are folded
-    into the next weight (`axis` set) are not learned; a single scale and its zero point are parameters, and which of them
-    an optimiser gets is the pass's choice.
+    `scale` float32 and `zero` integers of one value, or of one for each entry of dimension `axis`. Scales that are
+    folded into the next weight (`axis` set) are not learned; a single scale and its zero point are parameters, and
+    which of them an optimiser gets is the pass's choice.
     """
 
     def __init__(self, scale: Tensor, zero: Tensor, top: int, axis: int | None = None):

@@ -1,7 +1,7 @@
 """Blocks of a quantized Program, found in its graph: what is reconstructed together.
 
-A block is a convex set of nodes: no path leaves it and comes back, so blocks can be run one after the other. What belongs
-together is found by form, not by names:
+A block is a convex set of nodes: no path leaves it and comes back, so blocks can be run one after the other. What
+belongs together is found by form, not by names:
 
 closure   everything between a state and its next value: a gate and what it gates are never parted
 diamond   everything between a value that several nodes read and the node where all their paths meet again: residual
@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 import networkx as nx
 from torch import fx
 
-from vqc.learning.student import DEQUANTIZES, LAYERS, QUANTIZES
-from vqc.program import Program, op_text
+from vqc.learning.student import DEQUANTIZES, QUANTIZES
+from vqc.program import Program
 
 
 @dataclass(frozen=True)
 class Block:
     """Nodes in graph order; `layers` the quantized ones; `kinds` why they stand together.
 
-    `inputs`: activations read from outside (earlier blocks, placeholders). `outputs`: nodes others read, results and next
-    states included. `states`: state placeholder -> node of its next value, of states whose update is inside.
+    `inputs`: activations read from outside (earlier blocks, placeholders). `outputs`: nodes others read, results and
+    next states included. `states`: state placeholder -> node of its next value, of states that live wholly inside.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -114,7 +114,10 @@ class _Homes:
 
     def merge(self, nodes: set[fx.Node], kind: str) -> bool:
         """Put nodes in one set, with the sets they are in and all that lies between; False when that is too much."""
-        whole = self._convex({m for n in nodes for m in self.of.get(n, (n,))})
+        whole = {m for n in nodes for m in self.of.get(n, (n,))}
+        if len(whole & self.layers) > self.limit:
+            return False
+        whole = self._convex(whole)
         if len(whole & self.layers) > self.limit:
             return False
         kinds = {k for n in whole if n in self.of for k in self.kinds[self.of[n]]}
@@ -145,10 +148,10 @@ def _diamonds(graph: nx.DiGraph, order: list[fx.Node]) -> list[tuple[fx.Node, fx
     meets = nx.immediate_dominators(reverse, end)
     position = {n: i for i, n in enumerate(order)}
     found = [
-        (n, meets[n]) for n in order
+        (n, meets[n]) for n in graph.nodes
         if graph.out_degree(n) > 1 and meets.get(n, end) is not end and meets[n] in position
     ]  # fmt: skip
-    return sorted(found, key=lambda pair: position[pair[1]] - position[pair[0]])
+    return sorted(found, key=lambda pair: position[pair[1]] - position.get(pair[0], -1))
 
 
 def _chain(graph: nx.DiGraph, layer: fx.Node, layers: set[fx.Node], home: _Homes) -> None:
@@ -255,15 +258,8 @@ def _block(program: Program, nodes: list[fx.Node], live: list[fx.Node], graph: n
     states = {}
     for s in program.states:
         place, after = program.node(s.input), program.result_nodes[s.output]
-        if after in inside and place in inputs:
+        if after in inside and place in inputs and all(u in inside for u in graph.successors(place)):
             states[place] = after
     kinds = {k for n in live if n in home.of for k in home.kinds[home.of[n]]}
     return Block(tuple(nodes), tuple(n for n in live if n in layers), tuple(inputs), tuple(outputs), states,
                  tuple(sorted(kinds)))  # fmt: skip
-
-
-def describe(block: Block) -> str:
-    """One line: layers, why together, what goes in and out."""
-    kinds = "+".join(block.kinds) or "layer"
-    return f"{block.name} [{kinds}] {len(block.nodes)} nodes, reads {', '.join(map(str, block.inputs))}, gives " \
-           f"{', '.join(f'{n}={op_text(n.target)}' for n in block.outputs)}"  # fmt: skip

@@ -47,7 +47,7 @@ class Store:
         try:
             torch.save(pytree.tree_map_only(torch.Tensor, lambda x: x.clone(), value), path)
         except (OSError, RuntimeError) as e:  # torch wraps a full disk in a RuntimeError
-            raise CalibrationError("activations of the calibration frames cannot be stored", where=str(path), why=str(e),
+            raise CalibrationError("activations of calibration frames cannot be stored", where=str(path), why=str(e),
                                    way_out="give fewer frames, or a work folder with more room") from e  # fmt: skip
         self._files[key] = path
         self.spilled += 1

@@ -11,8 +11,8 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import Tensor, fx, nn
 
 from vqc.errors import PipelineError
+from vqc.learning.channels import channel_view
 from vqc.learning.quantizers import ActivationQuantizer, WeightQuantizer
-from vqc.passes.channel_balance import channel_view
 from vqc.program import Program, shape_of
 
 aten = torch.ops.aten
@@ -26,8 +26,8 @@ DEQUANTIZES = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.defau
 @dataclass
 class QuantizedLayer:
     """A layer whose weight is made of integers: `weight` is the dequantize node, `base` the constant of the integers,
-    `scale` that of the scales; `bias` [O] is what is learned. `offset`: float32, shaped to broadcast with the weight, what
-    the input's grid adds to each channel (pictures): the layer takes its constant effect off again."""
+    `scale` that of the scales; `bias` [O] is what is learned. `offset`: float32, shaped to broadcast with the weight,
+    what the input's grid adds to each channel (pictures): the layer takes its constant effect off again."""
 
     node: fx.Node
     weight: fx.Node
@@ -113,7 +113,8 @@ class Student:
     # ---- computing -----------------------------------------------------------------------------------------------
 
     def overrides(self, nodes: Iterable[fx.Node] | None = None, *, soft: bool = False,
-                  keep: Callable[[Tensor], Tensor | None] | None = None) -> dict[fx.Node, Callable[..., Any]]:  # fmt: skip
+                  keep: Callable[[Tensor], Tensor | None] | None = None
+                  ) -> dict[fx.Node, Callable[..., Any]]:  # fmt: skip
         """How to compute the quantizers' nodes among `nodes` (all, if None).
 
         `soft`: weights between their integers. `keep(x)` draws which values of an activation stay as they are (QDrop).

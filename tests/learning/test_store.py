@@ -1,0 +1,39 @@
+"""Activations in memory and on disk are the same activations."""
+
+import torch
+
+from vqc.learning.store import Store
+
+
+def test_what_does_not_fit_goes_to_disk_and_comes_back(tmp_path):
+    values = {(i,): torch.randn(10, 10) for i in range(10)}
+    values[("pair",)] = (torch.randn(3), torch.randn(2))
+    with Store(1000, tmp_path) as store:  # 400 bytes each: two stay
+        for key, value in values.items():
+            store.put(key, value)
+        assert store.resident <= 1000 and store.spilled == 8
+        assert any(tmp_path.rglob("*.pt"))
+        for key, value in values.items():
+            got = store.get(key)
+            assert all(torch.equal(a, b) for a, b in zip(got, value, strict=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_dropping_makes_room(tmp_path):
+    with Store(400, tmp_path) as store:
+        store.put("a", torch.ones(100))
+        store.put("b", torch.zeros(100))
+        assert store.spilled == 1
+        store.drop("a")
+        store.drop("b")
+        assert store.resident == 0 and not any(tmp_path.rglob("*.pt"))
+        store.put("c", torch.ones(100))
+        store.put("c", torch.zeros(100))  # the same key: replaced
+        assert store.resident == 400 and store.spilled == 1 and float(store.get("c").sum()) == 0
+
+
+def test_values_keep_no_graph(tmp_path):
+    x = torch.ones(3, requires_grad=True)
+    with Store(100, tmp_path) as store:
+        store.put("x", x * 2)
+        assert not store.get("x").requires_grad
