@@ -23,6 +23,8 @@ from vqc.report.session import Clips, Engine, Step, as_list
 
 Call = Callable[[list[np.ndarray]], Sequence[np.ndarray]]
 Feeds = list[dict[str, np.ndarray]]
+# A network without states is a chain of convolutions around warps and sums: those are its only layers worth it.
+LAYERS = ["Conv", "ConvTranspose"]
 FLOAT, REDUCED = "float32", "reduced"  # the kinds that are compared: float with float, bf16 and int8 with each other
 
 
@@ -111,14 +113,18 @@ def ort_call(file: Path, threads: int) -> Call:
 # ---- OpenVINO ------------------------------------------------------------------------------------------------------
 
 
-def ov_quantized(path: Path, given: Feeds, preset: str) -> Any:
-    """An ONNX file after NNCF's post-training quantization; `preset`: "mixed" or "performance"."""
+def ov_quantized(path: Path, given: Feeds, preset: str, bias: str = "fast") -> Any:
+    """An ONNX file after NNCF's quantization; `preset`: "mixed" or "performance"; `bias`: how NNCF corrects
+    biases, "fast" (its default), "accurate" (layer by layer, with what came before quantized) or "none".
+    """
     import nncf
     import openvino as ov
 
     kind = nncf.QuantizationPreset.MIXED if preset == "mixed" else nncf.QuantizationPreset.PERFORMANCE
     model = ov.Core().read_model(str(path))
-    return nncf.quantize(model, nncf.Dataset(given), preset=kind, subset_size=len(given))
+    advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=bias == "none")
+    return nncf.quantize(model, nncf.Dataset(given), preset=kind, subset_size=len(given),
+                         fast_bias_correction=bias != "accurate", advanced_parameters=advanced)  # fmt: skip
 
 
 def ov_call(model: Any, threads: int, precision: str | None = "f32") -> Call:
@@ -139,6 +145,31 @@ def ov_bytes(model: Any, folder: Path) -> int:
     file = folder / "size.xml"
     ov.save_model(model, str(file), compress_to_fp16=False)
     return file.with_suffix(".bin").stat().st_size
+
+
+# ---- PyTorch's own ---------------------------------------------------------------------------------------------------
+
+
+def pt2e_call(net: Network, given: Feeds) -> Call:
+    """A function that runs the network after torchao's PT2E static quantization for x86, its q/dq pairs in PyTorch."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    steps = [tuple(torch.from_numpy(x) for x in step.values()) for step in given]
+    with torch.no_grad():
+        exported = torch.export.export(Flat(net).eval(), steps[0], strict=True).module()
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+        prepared = prepare_pt2e(exported, quantizer)
+        for step in steps:
+            prepared(*step)
+        converted = convert_pt2e(prepared)
+
+    def call(args: list[np.ndarray]) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            return [x.numpy() for x in converted(*map(torch.from_numpy, args))]
+
+    return call
 
 
 # ---- all of a network ----------------------------------------------------------------------------------------------
@@ -195,8 +226,7 @@ class Peers:
         path = Path(self.folder.name) / "float.onnx"
         export_onnx(Flat(net), (*net.example, *zero_states(net)), path)
         given = feeds(net, calibration)
-        # A network without states is a chain of convolutions around warps and sums: those are its only layers worth it.
-        kinds = None if net.states else ["Conv", "ConvTranspose"]
+        kinds = None if net.states else LAYERS
         self._onnxruntime(FLOAT, "float32", path)
         self._onnxruntime(REDUCED, "int8 (static QDQ)", ort_quantized(path, given, kinds))
         if not installed("openvino", "nncf"):

@@ -1,5 +1,5 @@
-"""Put the tables of benchmarks/results/ between the markers of their pages: a summary into the README, all of them into
-docs/results.md.
+"""Put the tables of benchmarks/results/ between the markers of their pages: a summary into the README, what was timed
+into docs/results.md, how faithful recipes are into docs/fidelity.md.
 
 python -m benchmarks.tables [--check]
 """
@@ -12,15 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import fidelity_tables
+from benchmarks.fidelity_tables import TITLES
 from vqc.report.tables import markdown, write_text
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: begin, made by python -m benchmarks.tables -->", "<!-- results: end -->"
-TITLES = {
-    "rvm": "RVM, video matting, recurrent",
-    "rife": "RIFE 3.8, frame interpolation",
-    "srvgg": "SRVGG (realesr-animevideov3), super-resolution x4",
-}
 Record = dict[str, Any]
 Row = dict[str, str]
 
@@ -181,6 +178,12 @@ def summary(folder: Path) -> str:
     return text or "Not measured yet: run `make bench`.\n"
 
 
+def fidelity(folder: Path) -> str:
+    """How faithful each way to quantize is, on every network."""
+    files = sorted(folder.glob("*/fidelity.json"))
+    return fidelity_tables.page([json.loads(f.read_text(encoding="utf-8")) for f in files])
+
+
 def _distance(record: Record) -> str:
     """The first of a record's metrics that tells how far it is from the float network."""
     for name in ("MAD x1e3", "PSNR dB"):
@@ -199,7 +202,9 @@ def replaced(page: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}{END}{after}"
 
 
-PAGES: dict[str, Callable[[Path], str]] = {"README.md": summary, "docs/results.md": section}
+PAGES: dict[str, Callable[[Path], str]] = {
+    "README.md": summary, "docs/results.md": section, "docs/fidelity.md": fidelity,
+}  # fmt: skip
 
 
 def outdated(root: Path = ROOT) -> dict[str, str]:
