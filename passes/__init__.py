@@ -7,8 +7,11 @@ from vqc.passes.canonicalize import Canonicalize
 from vqc.passes.exact_float import ExactFloat
 from vqc.passes.fold_bn import FoldBN
 from vqc.passes.fold_constants import FoldConstants
+from vqc.passes.gptq import Gptq
 from vqc.passes.lower_integer import LowerInteger
 from vqc.passes.observe import Observe
 from vqc.passes.quantize import Quantize
+from vqc.passes.reconstruct import Reconstruct
 
-__all__ = ["Canonicalize", "ExactFloat", "FoldBN", "FoldConstants", "LowerInteger", "Observe", "Quantize"]
+__all__ = ["Canonicalize", "ExactFloat", "FoldBN", "FoldConstants", "Gptq", "LowerInteger", "Observe", "Quantize",
+           "Reconstruct"]  # fmt: skip
