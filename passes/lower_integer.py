@@ -105,8 +105,10 @@ def _activation(program: Program, n: Any) -> _Quantized | str:
     if n.target is DEQUANTIZE:
         return _Quantized(q, torch.tensor([float(n.args[1])], dtype=torch.float64), torch.tensor([int(n.args[2])]))
     scale, zero = program.constant(n.args[1]), program.constant(n.args[2])
-    if scale is None or zero is None or n.args[3] != 1:
-        return f"the channel scales of {n} are not constants of axis 1"
+    if scale is None or zero is None:
+        return f"the channel scales of {n} are not constants"
+    if n.args[3] != 1:
+        return f"its input {n} has a scale for each frame (axis {n.args[3]}), which no integer kernel takes"
     return _Quantized(q, scale.double(), zero)
 
 

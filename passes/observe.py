@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from vqc.calibration import Observed, as_clips, phase_of, rollout
+from vqc.calibration.slots import slot_parts
 from vqc.errors import CalibrationError, PipelineError
-from vqc.frames import frame_layout, split_by_frame
+from vqc.frames import frame_layout
 from vqc.known_ranges import known_ranges
 from vqc.pipeline import Exact, Numerics, Pass, PassContext, PassResult, register
 from vqc.program import Program
@@ -41,8 +42,8 @@ class Observe(Pass):
     Preconditions: (1) the context holds calibration clips; (2) the program computes in float.
     Valid before: any program. Valid after: the same graph; observed nodes carry `meta["observed"]`.
 
-    Options: `policy` - "tensor": one group a tensor; "frame": apart for every frame slot that the tensor holds;
-    "phase": apart by frames since reset (0, 1, 2-3, 4-7, 8-15, 16 and later).
+    Options: `policy` - "tensor": one group a tensor; "frame": apart for every frame slot that the tensor holds
+    (`vqc.calibration.slots`); "phase": apart by frames since reset (0, 1, 2-3, 4-7, 8-15, 16 and later).
     """
 
     name: ClassVar[str] = "observe"
@@ -71,7 +72,7 @@ class Observe(Pass):
                 return
             parts = [(phase_of(t) if self.policy == "phase" else 0, value)]
             if node.name in layout:
-                parts = split_by_frame(value, layout[node.name])
+                parts = slot_parts(value, node, layout)
             try:
                 for key, part in parts:
                     observed.update(key, part)

@@ -11,12 +11,14 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import fx
 
 from vqc.calibration import Observed, find_range
+from vqc.calibration.slots import Slots, slots_of, whole_of
 from vqc.calibration.weights import WeightMethod, weight_scales
+from vqc.frames import frame_layout
 from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
-from vqc.passes.channel_balance import ActivationQuant, balance, channel_view
+from vqc.passes.channel_balance import ActivationQuant, balance, channel_view, expected_noise
 from vqc.passes.observe import quantizable
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
-from vqc.program import Program, op_text
+from vqc.program import Program, op_text, shape_of
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -25,6 +27,9 @@ qd = torch.ops.quantized_decomposed
 # Layers that are left in float32 whatever the options say.
 FLOAT_ONLY = {aten.conv1d.default, aten.conv3d.default, aten.conv_transpose1d.default, aten.conv_transpose3d.input,
               aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default}  # fmt: skip
+
+
+_NO_SCALE = 1e-12  # of a tensor of zeros
 
 
 @register
@@ -47,7 +52,11 @@ class Quantize(Pass):
     `vqc.calibration.weights`: "minmax", or a smaller step by the search "mse" or "omse"; `granularity` "tensor",
     "channel", or "auto": per channel where the noise expected in the layer's result falls to less than half; `tail`
     "float" keeps the layers that make the results directly; `keep`: names of nodes or modules (shell patterns) kept
-    float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other.
+    float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other; `edge_bits`: bits of
+    weights and activations of the layers that a picture reaches first or that make the results (0: as everywhere);
+    `frames`: one scale and zero point for each frame slot (PMQ-VE), where `observe{policy=frame}` kept them apart.
+    Along the channels of a conv2d they go into the weight, unless channel scales promise less noise; elsewhere they
+    stay in the graph, which integer kernels do not take.
     """
 
     name: ClassVar[str] = "quantize"
@@ -60,31 +69,41 @@ class Quantize(Pass):
     tail: Literal["float", "quantized"] = "float"
     keep: tuple[str, ...] = ()
     pixels: int = 256
+    edge_bits: int = 0
+    frames: bool = False
 
     def apply(self, program: Program, context: PassContext) -> PassResult:
         result = PassResult(program)
         known = known_ranges(program)
-        tail = tail_layers(program) if self.tail == "float" else set()
-        made: dict[tuple[fx.Node, bool], fx.Node] = {}
+        ends = tail_layers(program)
+        tail = ends if self.tail == "float" else set()
+        edges = ends | first_layers(program) if self.edge_bits else set()
+        layout = frame_layout(program)
+        slots = {n: slots_of(n, layout) for n in program.nodes if _kept_apart(n)}
+        made: dict[tuple[Any, ...], fx.Node] = {}
         for n in quantizable(program):
             x = n.args[0]
             assert isinstance(x, fx.Node)
             reason = self._kept(n, tail)
             quant: ActivationQuant | None = None
+            bits = self.edge_bits if n in edges else self.activation_bits
+            weight_bits = self.edge_bits if n in edges else self.weight_bits
             if reason is None:
-                quant, reason = self._activation(program, n, x, known)
+                quant, reason = self._activation(program, n, x, known, slots.get(x), bits, weight_bits)
             if reason is None and quant is not None:
-                reason = _overflow(program, n, quant, self.weight_bits)
+                reason = _overflow(program, n, quant, weight_bits)
             if reason is not None or quant is None:
                 result.decline(n, reason or "its input has no range")
                 continue
-            key = (x, quant.per_channel)
+            key = (x, quant.axis, quant.levels, tuple(quant.scale.tolist()), tuple(quant.zero.tolist()))
             if key not in made:
                 made[key] = _quantize_activation(program, n, x, quant)
                 result.count("activation")
+                if quant.slots:
+                    result.count("activation by frame slot")
             if quant.offset is not None:
                 n.meta["offset"] = quant.offset  # the bias takes it off again; who changes the weight has to redo that
-            weight, bias = _quantize_weight(program, n, quant, self.weight_bits, self.weight_method)
+            weight, bias = _quantize_weight(program, n, quant, weight_bits, self.weight_method)
             n.args = (made[key], weight, bias, *n.args[3:])
             result.count("weight")
         for n in program.graph.nodes:
@@ -99,9 +118,9 @@ class Quantize(Pass):
                 return f"kept in float by {pattern!r}"
         return "it makes a result directly (tail=float)" if n in tail else None
 
-    def _activation(self, program: Program, n: fx.Node, x: fx.Node,
-                    known: dict[fx.Node, Range]) -> tuple[ActivationQuant | None, str | None]:  # fmt: skip
-        levels = 2**self.activation_bits
+    def _activation(self, program: Program, n: fx.Node, x: fx.Node, known: dict[fx.Node, Range], slots: Slots | None,
+                    bits: int, weight_bits: int) -> tuple[ActivationQuant | None, str | None]:  # fmt: skip
+        levels = 2**bits
         conv2d = n.target is aten.conv2d.default
         grid = pixel_grid(program, x, self.pixels) if self.pixels and conv2d and self.pixels <= levels else None
         if grid is not None:
@@ -111,12 +130,38 @@ class Quantize(Pass):
             return _from_range(*known[x], levels), None
         if observed is None:
             return None, "its input was not observed; run observe before quantize"
-        total = observed.total
+        total = whole_of(observed, slots)
+        balanced = slotted = None
         if conv2d and self.granularity != "tensor":
-            balanced = balance(program, n, total, levels, self.weight_bits, always=self.granularity == "channel")
-            if balanced is not None:
-                return balanced, None
-        return _from_range(*find_range(total, self.method, self.activation_bits), levels), None
+            balanced = balance(program, n, total, levels, weight_bits, always=self.granularity == "channel")
+        if self.frames and slots is not None:
+            slotted = self._by_slot(n, observed, slots, bits)
+        if balanced is not None and slotted is not None and slotted.per_channel:
+            return min(slotted, balanced, key=lambda q: expected_noise(program, n, total, q, weight_bits)), None
+        if slotted is not None or balanced is not None:
+            return slotted or balanced, None
+        return _from_range(*find_range(total, self.method, bits), levels), None
+
+    def _by_slot(self, n: fx.Node, observed: Observed, slots: Slots, bits: int) -> ActivationQuant | None:
+        """Bounds of each frame slot by the range rule; None where they run along what the layer sums over."""
+        along_channels = slots.axis == 1 and n.target is aten.conv2d.default
+        last = len(shape_of(n.args[0])) - 1  # type: ignore[arg-type]
+        if not along_channels and (slots.axis == last if n.target is aten.linear.default else slots.axis != 0):
+            return None
+        found = [_from_range(*find_range(observed.groups[key], self.method, bits), 2**bits) for key in slots.keys]
+        scale, zero = torch.cat([q.scale for q in found]), torch.cat([q.zero for q in found])
+        dead = scale <= _NO_SCALE  # slots that hold nothing but zeros: any scale does, but none that strains the weight
+        if bool(dead.all()):
+            return None
+        scale[dead] = scale[~dead].min()
+        return ActivationQuant(slots.spread(scale), slots.spread(zero), 2**bits,
+                               axis=None if along_channels else slots.axis, slots=len(found))  # fmt: skip
+
+
+def _kept_apart(n: fx.Node) -> bool:
+    """Whether an observer kept frame slots of this node apart."""
+    observed = n.meta.get("observed")
+    return isinstance(observed, Observed) and observed.policy == "frame"
 
 
 def tail_layers(program: Program) -> set[fx.Node]:
@@ -137,13 +182,25 @@ def tail_layers(program: Program) -> set[fx.Node]:
     return found
 
 
+def first_layers(program: Program) -> set[fx.Node]:
+    """The layers that an input (not a state) reaches without passing another layer."""
+    layers = set(quantizable(program))
+    inputs = {i.name for i in program.inputs}
+    reached: set[fx.Node] = set()
+    found: set[fx.Node] = set()
+    for n in program.nodes:
+        if n.name in inputs or any(a in reached for a in n.all_input_nodes):
+            (found if n in layers else reached).add(n)
+    return found
+
+
 def _on_grid(grid: PixelGrid, levels: int) -> ActivationQuant:
     zero = torch.round(grid.zero).clamp(-(2**15), 2**15)
     return ActivationQuant(grid.scale, zero.to(torch.int64), levels, offset=(grid.zero - zero) * grid.scale)
 
 
 def _from_range(low: float, high: float, levels: int) -> ActivationQuant:
-    scale = max((high - low) / (levels - 1), 1e-12)
+    scale = max((high - low) / (levels - 1), _NO_SCALE)
     zero = min(max(round(-low / scale), 0), levels - 1)
     return ActivationQuant(torch.tensor([scale], dtype=torch.float64), torch.tensor([zero]), levels)
 
@@ -162,10 +219,10 @@ def _quantize_activation(program: Program, n: fx.Node, x: fx.Node, quant: Activa
     first = min(users, key=_position(program))
     top, dtype = quant.levels - 1, torch.uint8
     with program.graph.inserting_before(first):
-        if quant.per_channel:
+        if quant.scale.numel() > 1:
             scale = program.add_constant(f"{x.name}_scale", quant.scale.float())
             zero = program.add_constant(f"{x.name}_zero_point", quant.zero)
-            args: tuple[Any, ...] = (scale, zero, 1, 0, top, dtype)
+            args: tuple[Any, ...] = (scale, zero, 1 if quant.axis is None else quant.axis, 0, top, dtype)
             q = program.call(qd.quantize_per_channel.default, (x, *args), like=n, name="quantize")
             return program.call(qd.dequantize_per_channel.default, (q, *args), like=n, name="dequantize")
         args = (float(quant.scale), int(quant.zero), 0, top, dtype)

@@ -5,12 +5,16 @@ import torch
 from handmade import Hand, aten, reasons, run
 
 from vqc.calibration import Statistics
+from vqc.frames import Frames
 from vqc.known_ranges import known_ranges, pixel_grid
 from vqc.passes.channel_balance import balance
+from vqc.passes.lower_integer import LowerInteger
 from vqc.passes.observe import Observe
-from vqc.passes.quantize import Quantize, tail_layers
+from vqc.passes.quantize import Quantize, first_layers, tail_layers
 from vqc.pipeline import PassContext, parse
 from vqc.program import replace
+
+qd = torch.ops.quantized_decomposed
 
 
 def normalised(mid_groups: int = 1, cin: int = 3):
@@ -166,3 +170,110 @@ def test_known_ranges():
     program.states = (replace(program.states[0], known_range=(-1.0, 1.0)),)
     found = {n.name: r for n, r in known_ranges(program).items()}
     assert found == {"h": (-1, 1), "sigmoid": (0, 1), "tanh": (-1, 1), "cat": (-1, 1), "mul": (0, 1), "add": (-1, 1)}
+
+
+def clip_of(shape, n=4):
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=g) for _ in range(n)]
+
+
+def framed_batch():
+    """Three frames in the batch, each a hundred times the one before, through two convolutions that keep them apart."""
+    h = Hand()
+    x = h.input("x", 3, 2, 6, 6, frames=Frames("axis", 0, 3))
+    sized = h(aten.mul.Tensor, x, h.const("size", torch.tensor([0.01, 1.0, 100.0]).view(3, 1, 1, 1)))
+    a = h(aten.conv2d, sized, h.const("w0", h.rand(3, 2, 3, 3)), h.const("b0", torch.zeros(3)), [1, 1], [1, 1])
+    return h.done(h(aten.conv2d, h(aten.relu, a), h.const("w1", h.rand(2, 3, 3, 3)), None))
+
+
+def by_frames(program, policy="frame", **options):
+    frames = clip_of(program.inputs[0].shape)
+    observed = Observe(policy)(program, PassContext(calibration=frames))
+    return Quantize(tail="quantized", pixels=0, **options)(observed), frames
+
+
+def test_bounds_of_each_frame_in_the_batch():
+    """What is small in one frame is not lost beside another, larger one. No integer kernel takes that."""
+    before = framed_batch()
+    apart, frames = by_frames(before, frames=True, method="btbi", weight_bits=8)
+    alone, _ = by_frames(before, method="btbi")
+    assert apart.history[-1].rewrites == {"activation": 2, "activation by frame slot": 2, "weight": 2}
+    kinds = [n for n in apart.calls if n.target is qd.quantize_per_channel.default]
+    assert [n.args[3] for n in kinds] == [0, 0] and all(apart.constant(n.args[1]).shape == (3,) for n in kinds)
+    want = run(before, [frames[0]])[0]
+    worst = [min(sqnr(want[k], run(p, [frames[0]])[0][k]) for k in range(3)) for p in (apart, alone)]
+    assert worst[0] > 25 and worst[1] < 5
+    lowered = LowerInteger()(apart)
+    assert "a scale for each frame (axis 0), which no integer kernel takes" in reasons(lowered)["conv2d"]
+    assert torch.equal(run(lowered, [frames[0]])[0], run(apart, [frames[0]])[0])
+
+
+def window_of_two(spread=100.0):
+    """Two pictures of a window side by side, the second `spread` times as large, through one convolution."""
+    h = Hand()
+    first, second = (Frames("slot", index=i, count=2) for i in range(2))
+    a, b = h.input("a", 1, 2, 8, 8, frames=first), h.input("b", 1, 2, 8, 8, frames=second)
+    both = h(aten.cat, [a, h(aten.mul.Tensor, b, h.const("spread", spread))], 1)
+    w = h.rand(3, 4, 3, 3)
+    w[:, 2:] /= spread
+    return h.done(h(aten.conv2d, h(aten.relu, both), h.const("w", w), None, [1, 1], [1, 1]))
+
+
+def test_slots_side_by_side_go_into_the_weight():
+    """One pair a picture, all channels of it alike; lowered to one integer layer like any other."""
+    before = window_of_two()
+    frames = [tuple(torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(2 * t + i)) for i in range(2))
+              for t in range(4)]  # fmt: skip
+    observed = Observe("frame")(before, PassContext(calibration=frames))
+    options = {"tail": "quantized", "granularity": "tensor", "method": "minmax"}
+    apart, alone = Quantize(frames=True, **options)(observed), Quantize(**options)(observed)
+    assert apart.history[-1].rewrites == {"activation": 1, "activation by frame slot": 1, "weight": 1}
+    assert "activation by frame slot" not in alone.history[-1].rewrites
+    (q,) = (n for n in apart.calls if n.target is qd.quantize_per_channel.default)
+    scale = apart.constant(q.args[1])
+    assert q.args[3] == 1 and scale[0] == scale[1] and scale[2] == scale[3] and scale[2] > 50 * scale[0]
+    want = run(before, frames[0])[0]
+    assert sqnr(want, run(apart, frames[0])[0]) > 35 > 25 > sqnr(want, run(alone, frames[0])[0])
+    lowered = LowerInteger()(apart)
+    assert lowered.history[-1].rewrites["layer"] == 1
+    assert sqnr(run(apart, frames[0])[0], run(lowered, frames[0])[0]) > 100
+
+
+def test_a_slot_of_zeros_takes_the_scale_of_another():
+    before = window_of_two(spread=0.0)
+    before.constants["w"] = torch.randn(3, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    frames = [tuple(torch.rand(1, 2, 8, 8) for _ in range(2)) for _ in range(3)]
+    observed = Observe("frame")(before, PassContext(calibration=frames))
+    after = Quantize(frames=True, tail="quantized", granularity="tensor")(observed)
+    (q,) = (n for n in after.calls if n.target is qd.quantize_per_channel.default)
+    assert after.constant(q.args[1]).unique().numel() == 1
+
+
+def test_edges_have_bits_of_their_own():
+    h = Hand()
+    x = h.input("x", 1, 3, 8, 8)
+    y = x
+    for i in range(4):
+        y = h(aten.relu, h(aten.conv2d, y, h.const(f"w{i}", h.rand(3, 3, 3, 3)), None, [1, 1], [1, 1]))
+    before = h.done(y)
+    assert first_layers(before) == {before.node("conv2d")} and tail_layers(before) == {before.node("conv2d_3")}
+    context = PassContext(calibration=clip_of((1, 3, 8, 8)))
+    after = Quantize(weight_bits=4, activation_bits=2, edge_bits=8, tail="quantized")(Observe()(before, context))
+    tops = [n.args[4] for n in after.calls if n.target is qd.quantize_per_tensor.default]
+    weights = [n.args[5] for n in after.calls if n.target is qd.dequantize_per_channel.default]
+    assert tops == [255, 3, 3, 255] and weights == [127, 7, 7, 127]
+
+
+def test_layers_that_read_one_tensor_with_channel_scales_of_their_own():
+    """Two convolutions of one input for which other channel scales are best: each has integers and weights that fit."""
+    h = Hand()
+    x = h.input("x", 1, 4, 8, 8)
+    spread = torch.tensor([1.0, 0.01, 100.0, 0.1]).view(1, 4, 1, 1)
+    a = h(aten.mul.Tensor, x, h.const("spread", spread))
+    even, other = h.rand(2, 4, 3, 3) / spread, h.rand(2, 4, 3, 3) / spread.sqrt()
+    before = h.done(h(aten.conv2d, a, h.const("w0", even), None), h(aten.conv2d, a, h.const("w1", other), None))
+    context = PassContext(calibration=clip_of((1, 4, 8, 8)))
+    after = Quantize(tail="quantized")(Observe()(before, context))
+    assert len([n for n in after.calls if n.target is qd.quantize_per_channel.default]) == 2
+    for want, got in zip(run(before), run(after), strict=True):
+        assert sqnr(want, got) > 30

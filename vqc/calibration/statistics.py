@@ -64,21 +64,28 @@ class Statistics:
         self.sum_high += Fraction(float(high.max()))
         self.frames += 1
         self.values += values.numel()
-        self._add_counts(*_histogram(values))
+        self.add_counts(*_histogram(values))
 
     def merge(self, other: Statistics) -> None:
-        """Take in what another observer saw; the order of merges does not matter."""
+        """Take in what another observer saw; the order of merges does not matter.
+
+        Parts of a tensor with different numbers of channels become one whole of one channel.
+        """
         if other.frames == 0:
             return
         assert other.low is not None and other.high is not None
         assert other.power is not None
-        self._merge_ranges(other.low, other.high)
-        self._add_power(other.power)
+        low, high, power = other.low, other.high, other.power
+        if self.low is not None and self.high is not None and self.power is not None and len(self.low) != len(low):
+            self.low, self.high, self.power = _as_one(self.low, self.high, self.power)
+            low, high, power = _as_one(low, high, power)
+        self._merge_ranges(low, high)
+        self._add_power(power)
         self.sum_low += other.sum_low
         self.sum_high += other.sum_high
         self.frames += other.frames
         self.values += other.values
-        self._add_counts(other.exponent, other.first, other.counts)
+        self.add_counts(other.exponent, other.first, other.counts)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -106,7 +113,8 @@ class Statistics:
     def _add_power(self, power: np.ndarray) -> None:
         self.power = power if self.power is None else self.power + power
 
-    def _add_counts(self, exponent: int, first: int, counts: np.ndarray) -> None:
+    def add_counts(self, exponent: int, first: int, counts: np.ndarray) -> None:
+        """Take in a histogram alone: bins of width 2**exponent, the first one number `first`."""
         if len(self.counts) == 0:
             self.exponent, self.first, self.counts = exponent, first, counts.copy()
             return
@@ -121,6 +129,10 @@ class Statistics:
         merged[a[0] - lo : a[0] - lo + len(a[1])] += a[1]
         merged[b[0] - lo : b[0] - lo + len(b[1])] += b[1]
         self.exponent, self.first, self.counts = e, lo, merged
+
+
+def _as_one(low: np.ndarray, high: np.ndarray, power: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return low.min(keepdims=True), high.max(keepdims=True), np.array([sum(power) // len(power)], object)
 
 
 def _exponent_for(low: float, high: float) -> int:
