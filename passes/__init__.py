@@ -3,8 +3,11 @@
 One pass is one file of its name: `fold-bn` is in `fold_bn.py`, tested in `tests/passes/test_fold_bn.py`.
 """
 
+from vqc.passes.bias_correct import BiasCorrect
 from vqc.passes.canonicalize import Canonicalize
+from vqc.passes.distill import Distill
 from vqc.passes.exact_float import ExactFloat
+from vqc.passes.float_where_slower import FloatWhereSlower
 from vqc.passes.fold_bn import FoldBN
 from vqc.passes.fold_constants import FoldConstants
 from vqc.passes.gptq import Gptq
@@ -12,6 +15,7 @@ from vqc.passes.lower_integer import LowerInteger
 from vqc.passes.observe import Observe
 from vqc.passes.quantize import Quantize
 from vqc.passes.reconstruct import Reconstruct
+from vqc.passes.reestimate_bn import ReestimateBN
 
-__all__ = ["Canonicalize", "ExactFloat", "FoldBN", "FoldConstants", "Gptq", "LowerInteger", "Observe", "Quantize",
-           "Reconstruct"]  # fmt: skip
+__all__ = ["BiasCorrect", "Canonicalize", "Distill", "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldConstants",
+           "Gptq", "LowerInteger", "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip

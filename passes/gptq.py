@@ -15,7 +15,7 @@ from vqc.calibration.weights import weight_scales
 from vqc.errors import PipelineError
 from vqc.learning.gptq import Order, compensate, output_error
 from vqc.learning.layers import LayerMatrix, integer_layers, layer_matrix
-from vqc.learning.rollouts import side_by_side, twin_of, waves
+from vqc.learning.rollouts import keep_better, side_by_side, twin_of, waves
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
 from vqc.program import Program
 
@@ -36,7 +36,7 @@ class Gptq(Pass):
 
     Preconditions, each a reason when it fails: (1) the weight is made of int8 constants that no other layer reads; (2)
     the layer's input is quantized; (3) the twin has a layer of this name; (4) the error of its result on held-out
-    frames (`vqc.calibration.split`) falls.
+    frames (`vqc.calibration.split`) falls. If that of the program's results does not fall, nothing is changed.
     Valid before: after `quantize`, before `lower-integer`. Valid after: the same. Counts "layer"; a note says how much
     error is left and how many weights the grid's end cut off.
 
@@ -60,7 +60,7 @@ class Gptq(Pass):
 
     def apply(self, program: Program, context: PassContext) -> PassResult:
         self._check()
-        result = PassResult(program)
+        result, before = PassResult(program), program.clone()
         twin = twin_of(context, self.name)
         parts = split(as_clips(context.calibration, program))
         layers, refused = integer_layers(program, twin)
@@ -77,6 +77,8 @@ class Gptq(Pass):
                 self._layer(one, result, done)
         if done.before:
             result.notes.append(done.text(parts))
+        if result.rewrites:
+            keep_better(result, before, twin, parts)
         return result
 
     def _check(self) -> None:

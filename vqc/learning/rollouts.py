@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from vqc.calibration import Split
 from vqc.errors import CalibrationError, PipelineError
-from vqc.pipeline import PassContext
+from vqc.pipeline import PassContext, PassResult
 from vqc.program import Program, evaluate
 
 T = TypeVar("T")
@@ -69,3 +69,43 @@ def side_by_side(program: Program, twin: Program | None, parts: Split, pairs: Ma
             done += 1
             if report is not None:
                 report(done, parts.clips.frames)
+
+
+def outputs_of(program: Program) -> set[fx.Node]:
+    """The nodes whose values one step gives: results, next states, assumptions."""
+    return set(program.result_nodes)
+
+
+def result_errors(programs: Sequence[Program], twin: Program, parts: Split) -> list[float]:
+    """For each program: how far its results are from the twin's on held-out frames, every state its own.
+
+    The mean over results of |difference|^2 / |twin's result|^2, both summed over all held-out frames.
+    """
+    everyone = [twin, *programs]
+    count = len(twin.outputs)
+    lost = torch.zeros(len(programs), count, dtype=torch.float64)
+    power = torch.zeros(count, dtype=torch.float64)
+    for c, clip in enumerate(parts.clips):
+        states = [p.initial_state() for p in everyone]
+        for t, step in enumerate(clip):
+            outs = [evaluate(p, step, s) for p, s in zip(everyone, states, strict=True)]
+            states = [[out[s.output] for s in p.states] for p, out in zip(everyone, outs, strict=True)]
+            if parts.learns(c, t):
+                continue
+            for r, real in enumerate(outs[0][:count]):
+                power[r] += real.double().square().sum()
+                for i, out in enumerate(outs[1:]):
+                    lost[i, r] += (out[r].double() - real.double()).square().sum()
+    return (lost / power.clamp_min(1e-30)).mean(1).tolist()
+
+
+def keep_better(result: PassResult, before: Program, twin: Program, parts: Split) -> None:
+    """Note the error of the results on held-out frames before and after; if it has not fallen, undo everything."""
+    old, new = result_errors([before, result.program], twin, parts)
+    if new < old:
+        result.notes.append(f"the results' error on {parts.held} held-out frames falls from {old:.3g} to {new:.3g} "
+                            "(of their mean square)")  # fmt: skip
+        return
+    result.program, result.rewrites = before, {}
+    result.decline("results", f"their error on {parts.held} held-out frames would be {new:.3g}, it is {old:.3g} (of "
+                   "their mean square): everything stays as it was")  # fmt: skip
