@@ -202,8 +202,26 @@ def replaced(page: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}{END}{after}"
 
 
+def calibration(folder: Path) -> str:
+    """The observing pass by one process and by several, of every processor."""
+    text = ""
+    for file in sorted(folder.glob("*/calibration.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        machine, records = content["machine"], content["results"]
+        alone = {r["case"]: r for r in records if r["processes"] == r["threads"] == 1}
+        rows = [{
+            "what": f"{r['model']} {r['size']}, {r['case']}: {r['frames']} frames", "processes": str(r["processes"]),
+            "threads of each": str(r["threads"]), "s": f"{r['s']:.2f}",
+            "times as fast": f"{alone[r['case']]['s'] / r['s']:.2f}", "cpu s": f"{r['cpu_s']:.2f}",
+            "whole s": f"{r['whole_s']:.1f}", "ranges": "same bits" if r["same"] else "last bits differ",
+        } for r in records]  # fmt: skip
+        text += f"**{machine['processor']}**, {machine['cores']} cores, load {machine['load']} before.\n\n"
+        text += markdown(rows) + (f"\n{content['note']}\n" if content["note"] else "")
+    return text or "Not measured yet: run `python -m benchmarks.calibration`.\n"
+
+
 PAGES: dict[str, Callable[[Path], str]] = {
-    "README.md": summary, "docs/results.md": section, "docs/fidelity.md": fidelity,
+    "README.md": summary, "docs/results.md": section, "docs/fidelity.md": fidelity, "docs/distributed.md": calibration,
 }  # fmt: skip
 
 
