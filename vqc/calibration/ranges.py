@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vqc.calibration.clipping import aciq, dbdc
 from vqc.calibration.search import btbi, dobi, exhaustive
 from vqc.calibration.statistics import Statistics
 from vqc.errors import PipelineError
@@ -56,9 +57,14 @@ def mse(s: Statistics, bits: int, power: float = 2.4) -> tuple[float, float]:
     return best[1], best[2]
 
 
+def omse(s: Statistics, bits: int) -> tuple[float, float]:
+    """As `mse`, with squares (OMSE: Choukroun et al., ICCV workshops 2019, arXiv 1902.06822)."""
+    return mse(s, bits, power=2.0)
+
+
 RULES: dict[str, Callable[[Statistics, int], tuple[float, float]]] = {
-    "minmax": min_max, "moving-average": moving_average, "percentile": percentile, "mse": mse,
-    "btbi": btbi, "exhaustive": exhaustive, "dobi": dobi,
+    "minmax": min_max, "moving-average": moving_average, "percentile": percentile, "mse": mse, "omse": omse,
+    "aciq": aciq, "dbdc": dbdc, "btbi": btbi, "exhaustive": exhaustive, "dobi": dobi,
 }  # fmt: skip
 
 
