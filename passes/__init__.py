@@ -3,6 +3,7 @@
 One pass is one file of its name: `fold-bn` is in `fold_bn.py`, tested in `tests/passes/test_fold_bn.py`.
 """
 
+from vqc.passes.affine_calibrate import AffineCalibrate
 from vqc.passes.bias_correct import BiasCorrect
 from vqc.passes.canonicalize import Canonicalize
 from vqc.passes.distill import Distill
@@ -17,5 +18,5 @@ from vqc.passes.quantize import Quantize
 from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
 
-__all__ = ["BiasCorrect", "Canonicalize", "Distill", "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldConstants",
-           "Gptq", "LowerInteger", "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip
+__all__ = ["AffineCalibrate", "BiasCorrect", "Canonicalize", "Distill", "ExactFloat", "FloatWhereSlower", "FoldBN",
+           "FoldConstants", "Gptq", "LowerInteger", "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip

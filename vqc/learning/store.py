@@ -35,6 +35,9 @@ class Store:
         self._values.clear()
         self._folder.cleanup()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values or key in self._files
+
     def put(self, key: Hashable, value: Any) -> None:
         self.drop(key)
         value = pytree.tree_map_only(torch.Tensor, lambda x: x.detach(), value)
