@@ -37,7 +37,7 @@ def deal(lengths: Sequence[int], world: int, recurrent: bool) -> list[tuple[Stre
     for _ in range(world - len(lengths)):
         able = [c for c in range(len(lengths)) if teams[c] < lengths[c]]
         teams[max(able, key=lambda c: cuts(lengths[c], teams[c])[1])] += 1
-    dealt = []
+    dealt: list[tuple[Stretch, ...]] = []
     for c, (length, team) in enumerate(zip(lengths, teams, strict=True)):
         bounds = cuts(length, team)
         dealt += [(Stretch(c, a, b),) for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -59,7 +59,7 @@ def cuts(length: int, parts: int) -> list[int]:
 
 
 def _evenly(lengths: Sequence[int], world: int) -> list[tuple[Stretch, ...]]:
-    total, dealt = sum(lengths), []
+    total, dealt = sum(lengths), list[tuple[Stretch, ...]]()
     for rank in range(world):
         low, high, begin, mine = total * rank // world, total * (rank + 1) // world, 0, []
         for c, length in enumerate(lengths):
