@@ -12,7 +12,7 @@ import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -100,22 +100,25 @@ class Trial:
 COMPOSITES = 24  # frames of a composite at most
 
 
-def trials(case: Case, net: Network, count: int, quick: bool) -> list[Trial]:
-    """The held-out clip; unless `quick` also the first calibration clip, and composites for a matting network."""
-    found = [Trial(case.clip, "held-out", _read(case.clip, count + net.reach, case.size))]
+def trials(case: Case, net: Network, count: int, quick: bool) -> Iterator[Trial]:
+    """The held-out clip; unless `quick` also the first calibration clip, and composites for a matting network.
+
+    One after the other, so that none is in memory while a row is made.
+    """
+    held = _read(case.clip, count + net.reach, case.size)
+    yield Trial(case.clip, "held-out", held)
     if quick:
-        return found
+        return
     first = case.calibration[0]
-    found.append(Trial(first, "calibration", _read(first, count + net.reach, case.size)))
+    yield Trial(first, "calibration", _read(first, count + net.reach, case.size))
     if net.entry is None or net.entry.kind != "matting":
-        return found
+        return
     frames = min(count, COMPOSITES)
     for seed in (1, 2):
         made = drawn(frames, case.size, seed)
-        found.append(Trial(f"drawn {seed}", "drawn", made.frames, made.alpha))
-    made = placed(_person(net, found[0].frames[:12]), frames, case.size, 5, _still(case.size))
-    found.append(Trial(f"{case.clip} on a still", "lifted", made.frames, made.alpha))
-    return found
+        yield Trial(f"drawn {seed}", "drawn", made.frames, made.alpha)
+    made = placed(_person(net, held[:12]), frames, case.size, 5, _still(case.size))
+    yield Trial(f"{case.clip} on a still", "lifted", made.frames, made.alpha)
 
 
 def _read(name: str, count: int, size: tuple[int, int]) -> Tensor:
@@ -154,15 +157,17 @@ class Made:
     notes: list[str]
 
 
-def make(row: Row, net: Network, calibration: Sequence[Tensor], target: str = "native") -> Made:
-    """The network quantized as the row says, and its engine. Raises what the recipe, or the peer, raises."""
+def make(row: Row, net: Network, calibration: Sequence[Tensor], folder: Path, target: str = "native") -> Made:
+    """The network quantized as the row says, and its engine; a peer's files go into `folder`, as long as it is used.
+
+    Raises what the recipe, or the peer, raises.
+    """
     if row.kind != "peer":
         return compiled(recipe_program(net, row.recipe, calibration), row.name, target)
     given = peers.feeds(net, calibration)
     if row.name == "torchao-pt2e":
         engine = peers.array_engine(net, row.name, peers.pt2e_call(net, given), 0)
         return Made(engine, f"torchao {version('torchao')} in PyTorch", [])
-    folder = Path(tempfile.mkdtemp(prefix="vqc-fidelity-"))
     path = peers.export_onnx(peers.Flat(net), (*net.example, *peers.zero_states(net)), folder / "float.onnx")
     if row.name == "onnxruntime-static":
         kinds = None if net.states else peers.LAYERS
@@ -195,7 +200,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def measure(row: Row, net: Network, calibration: Clips, given: Sequence[Trial], reference: Callable[[Trial], Playback],
+def measure(row: Row, net: Network, calibration: Clips, given: Iterable[Trial], reference: Callable[[Trial], Playback],
             strips: Path | None = None, target: str = "native") -> Record:  # fmt: skip
     """Make the row and play every clip: distances to the float network, and of both to the truth where it is known.
 
@@ -203,22 +208,27 @@ def measure(row: Row, net: Network, calibration: Clips, given: Sequence[Trial], 
     recipe, loading or compiling; not of playing. The compiler is another process: its work is in `seconds` alone.
     """
     began, busy = time.perf_counter(), time.process_time()
-    made = make(row, net, [calibration] if isinstance(calibration, Tensor) else calibration, target)
-    seconds, busy, peak = time.perf_counter() - began, time.process_time() - busy, peak_mb()
-    found = []
-    for trial in given:
-        played, plain = play(made.engine, net, trial.frames), reference(trial)
-        found.append({"clip": trial.clip, "part": trial.part, "steps": len(played.pictures),
-                      "metrics": _rounded(judge(played, plain)), "truth": _rounded(_truth(net, trial, played)),
-                      "float_truth": _rounded(_truth(net, trial, plain))})  # fmt: skip
-        if strips is not None:
-            pictures = strip_rows(trial.frames, plain, played, offset=net.reach // 2)
-            strips.mkdir(parents=True, exist_ok=True)
-            video.write_png(strips / f"{net.name}-{row.name}-{trial.clip.replace(' ', '-')}.png", video.strip(pictures))
+    with tempfile.TemporaryDirectory() as folder:
+        clips = [calibration] if isinstance(calibration, Tensor) else calibration
+        made = make(row, net, clips, Path(folder), target)
+        seconds, busy, peak = time.perf_counter() - began, time.process_time() - busy, peak_mb()
+        found = [_played(made, net, row, trial, reference(trial), strips) for trial in given]
     return {"model": net.name, "size": f"{net.size[0]}x{net.size[1]}", "row": row.name, "kind": row.kind,
             "status": "ok", "seconds": round(seconds, 1), "cpu_seconds": round(busy, 1), "peak_mb": round(peak),
             "computed_by": made.by, "weight_bytes": made.engine.weight_bytes, "notes": made.notes,
             "trials": found}  # fmt: skip
+
+
+def _played(made: Made, net: Network, row: Row, trial: Trial, plain: Playback, strips: Path | None) -> Record:
+    """One trial's part of a record; its pictures go into `strips`. `plain`: how the float network plays it."""
+    played = play(made.engine, net, trial.frames)
+    if strips is not None:
+        pictures = strip_rows(trial.frames, plain, played, offset=net.reach // 2)
+        strips.mkdir(parents=True, exist_ok=True)
+        video.write_png(strips / f"{net.name}-{row.name}-{trial.clip.replace(' ', '-')}.png", video.strip(pictures))
+    return {"clip": trial.clip, "part": trial.part, "steps": len(played.pictures),
+            "metrics": _rounded(judge(played, plain)), "truth": _rounded(_truth(net, trial, played)),
+            "float_truth": _rounded(_truth(net, trial, plain))}  # fmt: skip
 
 
 def _truth(net: Network, trial: Trial, played: Playback) -> dict[str, float]:
