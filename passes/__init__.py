@@ -7,6 +7,7 @@ from vqc.passes.affine_calibrate import AffineCalibrate
 from vqc.passes.bias_correct import BiasCorrect
 from vqc.passes.canonicalize import Canonicalize
 from vqc.passes.distill import Distill
+from vqc.passes.equalize import Equalize
 from vqc.passes.exact_float import ExactFloat
 from vqc.passes.float_where_slower import FloatWhereSlower
 from vqc.passes.fold_bn import FoldBN
@@ -18,5 +19,6 @@ from vqc.passes.quantize import Quantize
 from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
 
-__all__ = ["AffineCalibrate", "BiasCorrect", "Canonicalize", "Distill", "ExactFloat", "FloatWhereSlower", "FoldBN",
-           "FoldConstants", "Gptq", "LowerInteger", "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip
+__all__ = ["AffineCalibrate", "BiasCorrect", "Canonicalize", "Distill", "Equalize", "ExactFloat", "FloatWhereSlower",
+           "FoldBN", "FoldConstants", "Gptq", "LowerInteger", "Observe", "Quantize", "Reconstruct",
+           "ReestimateBN"]  # fmt: skip
