@@ -28,8 +28,16 @@ TAIL = "observe,quantize{tail=quantized},lower-integer,exact-float,canonicalize"
 @pytest.fixture(scope="module")
 def report() -> QuantizationReport:
     program = recurrent()
-    return quantization_report(program, TAIL, clip(program, 6), calibration=[clip(program, 4, seed=1)], target="portable",
-                               clip="a", calibration_name="b", bound=20)  # fmt: skip
+    return quantization_report(
+        program,
+        TAIL,
+        clip(program, 6),
+        calibration=[clip(program, 4, seed=1)],
+        target="portable",
+        clip="a",
+        calibration_name="b",
+        bound=20,
+    )
 
 
 def test_integer_layers_are_found_again_and_read_right(report: QuantizationReport) -> None:
@@ -103,6 +111,19 @@ def test_kept_layers_have_the_reason_of_the_pass() -> None:
     assert kept == {"conv2d_1": "kept in float by 'conv2d_1'", "conv2d_2": "it makes a result directly (tail=float)"}
     assert [x.weight_bits for x in made.layers] == ["8", "", ""] and made.layers[0].kernel == ""
     assert "kept in float by &#x27;conv2d_1&#x27;" in page(made) and "not compiled" in page(made)
+
+
+def test_bits_are_read_where_weights_are_still_dequantized() -> None:
+    """Nothing is fused here: the integer program has as many quantizers as the one before, but no weights to read."""
+    h = Hand("two")
+    x = h.input("x", 1, 3, 8, 8)
+    y = h(aten.sigmoid, h(aten.conv2d, x, h.const("w0", h.rand(4, 3, 3, 3))))
+    program = h.done(h(aten.conv2d, y, h.const("w1", h.rand(2, 4, 1, 1))))
+    steps = clip(program, 2)
+    made = quantization_report(program, "observe,quantize{tail=quantized,weight_bits=4},lower-integer", steps,
+                               calibration=[steps])  # fmt: skip
+    assert [(x.weight_bits, x.activation_bits, x.kept) for x in made.layers] == [("4", "8", "")] * 2
+    assert [w.levels for w in made.weights] == [15, 15] and [q.levels for q in made.quantizers] == [256, 256]
 
 
 def test_a_quiet_pass_is_taken_over_and_a_float_recipe_is_equal() -> None:
@@ -221,8 +242,16 @@ def test_the_page_stands_by_itself(report: QuantizationReport) -> None:
 
 def test_the_page_is_the_same_to_the_byte(report: QuantizationReport) -> None:
     program = recurrent()
-    again = quantization_report(program, TAIL, clip(program, 6), calibration=[clip(program, 4, seed=1)], target="portable",
-                                clip="a", calibration_name="b", bound=20)  # fmt: skip
+    again = quantization_report(
+        program,
+        TAIL,
+        clip(program, 6),
+        calibration=[clip(program, 4, seed=1)],
+        target="portable",
+        clip="a",
+        calibration_name="b",
+        bound=20,
+    )
     assert page(again) == page(report) and again.to_json() == report.to_json()
 
 
@@ -263,7 +292,9 @@ def test_a_node_that_takes_an_old_name_is_not_taken_for_the_old_one() -> None:
 
 
 def test_percent_never_rounds_up_to_all() -> None:
-    assert [percent(x) for x in (1.0, 0.9999999, 0.5, 0.0, 0.00012)] == ["100 %", "99.999 %", "50 %", "0 %", "0.012 %"]
+    shown = {1.0: "100 %", 0.99609: "99.6 %", 0.999994: "99.9994 %", 1 - 1e-9: "99.9999 %", 0.97888: "97.9 %",
+             0.5: "50 %", 0.00012: "0.012 %", 1e-9: "< 0.001 %", 0.0: "0 %"}  # fmt: skip
+    assert {x: percent(x) for x in shown} == shown
     assert sums(torch.zeros(3), torch.zeros(3)).db == EQUAL and sums(torch.ones(3), torch.zeros(3)).db == BROKEN
 
 

@@ -102,7 +102,7 @@ def first_fall(versions: Versions, index: int, steps: Steps, bound: float, progr
 
 
 def lowest(found: Mapping[str, float], frame: int, bound: float) -> Fall | None:
-    """The worst result of a frame if it is under the bound; `found`: SQNR in dB by `result NAME` (others are ignored)."""
+    """The worst result of a frame if it is under the bound; `found`: SQNR in dB by `result NAME` (others ignored)."""
     key = min((k for k in found if k.startswith("result ")), key=lambda k: found[k], default=None)
     return Fall(frame, key, found[key]) if key is not None and found[key] < bound else None
 

@@ -157,14 +157,23 @@ def _table(found: dict[str, list[float]]) -> Table:
 def _finite(program: Program, outputs: Sequence[Any], t: int) -> None:
     for key, index in output_keys(program).items():
         if outputs[index].is_floating_point() and not bool(torch.isfinite(outputs[index]).all()):
-            raise InputError(f"{key} of the float network holds NaN or infinity", where=f"step {t} since reset",
-                             why="nothing can be compared with it", way_out="look at the clip, or at the weights")  # fmt: skip
+            raise InputError(
+                f"{key} of the float network holds NaN or infinity",
+                where=f"step {t} since reset",
+                why="nothing can be compared with it",
+                way_out="look at the clip or the weights",
+            )
 
 
 def _most_quantizers(live: Sequence[Version]) -> Version:
-    """The last version with the most quantizers in its graph: later ones have them inside integer operators."""
-    counts = [sum(is_quantize(n) for n in v.program.calls) for v in live]
-    return live[max(range(len(live)), key=lambda i: (counts[i], i))]
+    """The last version with the most quantized weights and activations in its graph: later ones have them inside
+    integer operators."""
+
+    def rank(i: int) -> tuple[int, int, int]:
+        v = live[i]
+        return len(weights_of(v.program, v.links)), sum(is_quantize(n) for n in v.program.calls), i
+
+    return live[max(range(len(live)), key=rank)]
 
 
 def _first(versions: Versions, run: _Run, stages: Sequence[Stage], steps: Steps, bound: float) -> First | None:
@@ -184,8 +193,9 @@ def _layers(versions: Versions, run: _Run, weights: Sequence[Weights], target: s
     inputs = {name: q for q in run.ranges.quantizers() for name in q.layers}
     kernels = _kernels(versions.last, target) if target else {}
     reasons: dict[str, list[str]] = {}
-    for record in versions.last.program.history[len(versions.start.history) :]:
-        for d in record.declined:
+    records = versions.last.program.history[len(versions.start.history) :]
+    for version, record in zip(versions.passes, records, strict=False):
+        for d in record.declined if version.promise == "lossy" else ():  # others keep nothing in float
             reasons.setdefault(d.node, []).append(d.reason)
     found = []
     for n in layers_of(versions.twin):

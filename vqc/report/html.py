@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from vqc.report.measure import EQUAL
 from vqc.report.pictures import WorstFrame
 from vqc.report.quantization import QuantizationReport, slope
 from vqc.report.ranges import Quantizer
@@ -12,7 +13,7 @@ from vqc.report.style import STYLE
 from vqc.report.svg import Block, Line, bar, frame_block, heat_map, legend, line_chart, span_bar
 from vqc.report.verdict import answers, bits, db_text, judged, percent, shares, state_cost, with_unit
 
-TOP = 12  # layers in the list of those that do most
+TOP = 10  # layers in the list of those that do most
 
 
 def page(report: QuantizationReport) -> str:
@@ -29,15 +30,19 @@ def page(report: QuantizationReport) -> str:
         ("how", "How it was measured", _how(report)),
     )
     links = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text, body in sections if body)
-    told = [f"recipe {report.recipe}", f"clip {report.clip}" if report.clip else "", f"{report.frames} frames from a reset",
-            f"calibrated on {report.calibration}" if report.calibration else "",
-            f"kernels of target {report.target}" if report.target else ""]  # fmt: skip
+    told = [
+        f"recipe {report.recipe}",
+        f"clip {report.clip}" if report.clip else "",
+        f"{report.frames} frames from a reset",
+        f"calibrated on {report.calibration}" if report.calibration else "",
+        f"kernels of target {report.target}" if report.target else "",
+    ]
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(report.network)}: quantized beside float</h1>",
-        f'<p class="soft">{escape(" · ".join(t for t in told if t))}</p><nav>{links}</nav>',
+        f'<p class="soft all">{escape(" · ".join(t for t in told if t))}</p><nav>{links}</nav>',
         _cards(report),
         f'<div class="two">{_by_frame(report)}{_doers(report)}</div>',
         *(f'<h2 id="{name}">{escape(text)}</h2>{body}' for name, text, body in sections if body),
@@ -74,10 +79,13 @@ def _by_frame(report: QuantizationReport) -> str:
     lines = [Line(f"SQNR of {key}", report.last.outputs[key])]
     if state_cost(report, key) is not None:
         lines.append(Line("with the float network's state", report.fresh[key], "l1", True))
-    parts = ["<h3>Frame by frame</h3>", line_chart(lines, "dB", "SQNR by frame", report.bound)]
+    parts = []
+    if report.worst:
+        parts += [f"<h3>The worst frame, {report.worst[0].frame}</h3>", _row(report.worst[0], zoom=False)]
+    parts += ["<h3>Frame by frame</h3>", line_chart(lines, "dB", "SQNR by frame", report.bound)]
     if report.pictures:
-        lines = [Line("mean error", [p.error for p in report.pictures], "l2"),
-                 Line("flicker", [p.flicker for p in report.pictures], "l3")]  # fmt: skip
+        flicker = [EQUAL, *(p.flicker for p in report.pictures[1:])]  # the first frame has none before it
+        lines = [Line("mean error", [p.error for p in report.pictures], "l2"), Line("flicker", flicker, "l3")]
         parts.append(line_chart(lines, "steps", "error and flicker by frame, in 8-bit steps", height=150))
     return f"<div>{''.join(parts)}</div>"
 
@@ -90,7 +98,7 @@ def _doers(report: QuantizationReport) -> str:
     rows = []
     for name in list(parts)[:TOP]:
         layer = named.get(name)
-        rows.append((f"<code>{escape(name)}</code><br><span class=soft>{escape(layer.module if layer else '')}</span>",
+        rows.append((f"<code>{escape(name)}</code> <span class=soft>{escape(layer.module if layer else '')}</span>",
                      bar(parts[name] / next(iter(parts.values())), percent(parts[name])),
                      db_text(report.alone[name]), bits(layer) if layer else ""))  # fmt: skip
     text = (f"Each layer's own error put into the float network by itself, and what {report.alone_of} of frame "
@@ -104,25 +112,28 @@ def _worst(report: QuantizationReport) -> str:
         return _what("No result has one or three channels of picture size: SQNR only.")
     low, high = report.picture_range
     told = "" if (low, high) == (0.0, 1.0) else f" Black is {low:.4g}, white {high:.4g}."
-    parts = [_what(f"By mean error of {report.picture}; a frame beside a worse one is left out.{told} The square shows the "
-                   "place of the largest difference, enlarged.")]  # fmt: skip
-    return "".join([*parts, *(_side(report, w) for w in report.worst)])
+    parts = [_what(f"By mean error of {report.picture}; a frame beside a worse one is left out.{told} The squares show "
+                   "the place of the largest difference, enlarged.")]  # fmt: skip
+    for i, w in enumerate(report.worst):
+        p = report.pictures[w.frame]
+        head = (f"Frame {w.frame}: {with_unit(p.sqnr)}, mean error {p.error:.3g} steps, largest {p.peak:.3g}, "
+                f"flicker {p.flicker:.3g}")  # fmt: skip
+        whole = _what("The whole pictures stand at the top.") if i == 0 else _row(w, zoom=False)
+        parts.append(f"<h3>{escape(head)}</h3>{whole}{_row(w, zoom=True)}")
+    return "".join(parts)
 
 
-def _side(report: QuantizationReport, worst: WorstFrame) -> str:
-    p = report.pictures[worst.frame]
-    texts = ("float", "quantized", f"|difference| x {worst.gain}")
-
-    def row(pictures: Sequence[str], style: str, at: str) -> str:
-        return f'<div class="side {style}">' + "".join(
-            f'<figure><img alt="{escape(f"{t}, frame {worst.frame}{at}")}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{escape(t + at)}</figcaption></figure>" for t, data in zip(texts, pictures, strict=True)
-        ) + "</div>"  # fmt: skip
-
-    head = (f"Frame {worst.frame}: {with_unit(p.sqnr)}, mean error {p.error:.3g} steps, largest {p.peak:.3g}, "
-            f"flicker {p.flicker:.3g}")  # fmt: skip
-    at = f", from row {worst.corner[0]}, column {worst.corner[1]}"
-    return f"<h3>{escape(head)}</h3>{row(worst.pictures, '', '')}{row(worst.zoom, 'zoom', at)}"
+def _row(worst: WorstFrame, *, zoom: bool) -> str:
+    """Float, quantized and difference beside each other."""
+    at = f", from row {worst.corner[0]}, column {worst.corner[1]}" if zoom else ""
+    figures = []
+    for text, data in zip(
+        ("float", "quantized", f"|difference| x {worst.gain}"), worst.zoom if zoom else worst.pictures, strict=True
+    ):
+        alt = escape(f"{text}, frame {worst.frame}{at}")
+        figures.append(f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
+                       f"<figcaption>{escape(text + at)}</figcaption></figure>")  # fmt: skip
+    return f'<div class="side{" zoom" if zoom else ""}">{"".join(figures)}</div>'
 
 
 def _drift(report: QuantizationReport) -> str:
@@ -137,10 +148,16 @@ def _drift(report: QuantizationReport) -> str:
         cost = sum(a - b for a, b in zip(report.fresh[k][-count:], v[-count:], strict=True)) / count
         rows.append((escape(k), db_text(v[0]), db_text(v[-1]), db_text(min(v)), f"{slope(v):+.3f}",
                      db_text(report.fresh[k][-1]), _cost(cost)))  # fmt: skip
-    table = _table(("", "first frame", "last", "worst", "dB a frame", "last, float state", "cost of the state, dB"), rows,
-                   (1, 2, 3, 4, 5, 6))  # fmt: skip
-    text = ("Left: the program as it runs, its state carried. Right: fed with the float network's state at every frame, so "
-            "that only the frame's own error shows. Where the left sinks and the right stays, errors pile up in the state.")  # fmt: skip
+    table = _table(
+        ("", "first frame", "last", "worst", "dB a frame", "last, float state", "cost of the state, dB"),
+        rows,
+        (1, 2, 3, 4, 5, 6),
+    )
+    text = (
+        "Left: the program as it runs, its state carried. Right: fed with the float network's state at every frame, "
+        "so that only the frame's own error shows. Where the left sinks and the right stays, errors pile up in the "
+        "state."
+    )
     charts = (line_chart(lines, "dB", "SQNR with the state carried", report.bound)
               + line_chart(fresh, "dB", "SQNR with the float network's state", report.bound))  # fmt: skip
     return f'{_what(text)}<div class="two">{charts}</div>{table}'
@@ -159,7 +176,7 @@ def _map(report: QuantizationReport) -> str:
     last = report.last
     named = {x.name: x for x in report.layers}
     rows = [(k, k) for k in last.outputs]
-    width = 40
+    width = 52
     for name in last.layers:
         module = named[name].module if name in named else ""
         short = module if len(module) + len(name) < width else "…" + module[-(width - len(name)) :]
@@ -168,18 +185,21 @@ def _map(report: QuantizationReport) -> str:
     lossy = [s for s in report.stages if s.layers or s.outputs]
     tables = [{**s.outputs, **s.layers} for s in lossy]
     passes = Block("passes", tuple(s.name for s in lossy),
-                   {k: [_mean(t[k]) for t in tables] for k, _ in rows if all(k in t for t in tables)}
-                   | {k: [_mean(t[k]) if k in t else 200.0 for t in tables] for k, _ in rows}, 14,
-                   ())  # fmt: skip
-    own = Block("own", ("its own error, mean over frames",), {k: [_mean(v)] for k, v in report.own.items()}, 22, ())
-    single = Block("alone", (f"{report.alone_of} with only this layer's error",),
-                   {k: [v] for k, v in report.alone.items()}, 22, ())  # fmt: skip
+                   {k: [_mean(t[k]) if k in t else None for t in tables] for k, _ in rows}, 14)  # fmt: skip
+    own = Block("own", ("its own error, mean over frames",), {k: [_mean(v)] for k, v in report.own.items()}, 22)
+    parts = shares(report)
+    tips = {k: f"{k} alone: {percent(v)} of the error, {db_text(report.alone[k])} dB" for k, v in parts.items()}
+    single = Block("alone", ("",), {k: [v] for k, v in parts.items()}, 70, bars=tips)
     kinds = "; ".join(f"{i + 1} {s.name}" + ("" if s.measured else " (as before)") for i, s in enumerate(lossy))
-    text = ("A row for every result, state and layer, top to bottom as they run; a cell is an SQNR in dB (point at it for "
-            "the figure). Warm colours are under the bound. Under \"passes\": the mean over frames after each pass, in "
-            f"order: {kinds}. \"own\": the layer fed with the float network's values. \"alone\": the judged output when only "
-            "this layer errs.")  # fmt: skip
-    missing = f"<p>Not matched with a node of the last program: {escape(', '.join(report.unmatched))}.</p>" if report.unmatched else ""  # fmt: skip
+    text = (
+        "A row for every result, state and layer, top to bottom as they run; a cell is an SQNR in dB (point at it "
+        'for the figure). Warm colours are under the bound. Under "passes": the mean over frames after each pass, in '
+        f'order: {kinds}. "own": the layer fed with the float network\'s values. "alone": its share of what all '
+        f"layers do to {report.alone_of} of frame {report.alone_frame}, each by itself."
+    )
+    missing = ""
+    if report.unmatched:
+        missing = f"<p>Not matched with a node of the last program: {escape(', '.join(report.unmatched))}.</p>"
     chart = heat_map(rows, (carried, passes, own, single), report.bound, "SQNR of layers by frame and by pass")
     return f'{_what(text)}{legend(report.bound)}<div class="scroll">{chart}</div>{missing}{_passes(report)}'
 
@@ -213,7 +233,7 @@ def _first(report: QuantizationReport) -> str:
                   f"<code>{escape(f.loudest)}</code>, {with_unit(f.loudest_sqnr)}")]  # fmt: skip
     else:
         rows.append(("first layer under the bound", "none: the result falls behind the last layer"))
-    return _table(("", ""), rows)
+    return f'<div class="narrow">{_table(("", ""), rows)}</div>'
 
 
 def _ranges(report: QuantizationReport) -> str:
@@ -223,15 +243,12 @@ def _ranges(report: QuantizationReport) -> str:
     ends = {u.since: u.until for q in report.quantizers for u in q.uses}
     heads = [f"frame {a}" if ends[a] == a else f"{a}-{ends[a]}" for a in phases]
     rows = [_range_row(q, phases) for q in sorted(report.quantizers, key=lambda q: (-q.clipped, q.used))]
-    text = ("What each activation's quantizer met on this clip, the worst first. Cut off: share of values beyond its range, "
-            "by frames since reset; over 0.1 % and over 1 % are marked. Used: share of its levels that occur; a channel: "
-            "mean share of the range that one channel spans.")  # fmt: skip
-    weights = [(f"<code>{escape(w.layer)}</code>", str(w.levels), bar(w.used, percent(w.used)), escape(w.granularity))
-               for w in sorted(report.weights, key=lambda w: w.used)]  # fmt: skip
+    text = ("What each activation's quantizer met on this clip, the worst first. Cut off: share of values beyond its "
+            "range, by frames since reset; over 0.1 % and over 1 % are marked. Used: share of its levels that occur; a "
+            "channel: mean share of the range that one channel spans.")  # fmt: skip
     table = _table(("feeds", "reads", "range", "codes seen", "used", "a channel", *heads), rows,
                    tuple(range(4, 6 + len(heads))))  # fmt: skip
-    return (f"{_what(text)}{table}<h3>Weights</h3>{_what('Levels a weight may take, and the share of them that occurs.')}"
-            + _table(("layer", "levels", "used", "granularity"), weights, (1,)))  # fmt: skip
+    return f"{_what(text)}{table}"
 
 
 def _range_row(q: Quantizer, phases: Sequence[int]) -> list[str]:
@@ -251,13 +268,22 @@ def _range_row(q: Quantizer, phases: Sequence[int]) -> list[str]:
 
 
 def _bits(report: QuantizationReport) -> str:
+    used = {w.layer: bar(w.used, percent(w.used)) for w in report.weights}
     rows = []
     for x in report.layers:
         line, own = report.last.layers.get(x.name), report.own.get(x.name)
         rows.append((f"<code>{escape(x.name)}</code>", escape(x.module), escape(x.operator), escape(x.shape), bits(x),
-                     escape(x.granularity), escape(x.kernel or "not compiled"),
+                     escape(x.granularity), used.get(x.name, ""), escape(x.kernel or "not compiled"),
                      db_text(_mean(line)) if line else "?", db_text(_mean(own)) if own else "?"))  # fmt: skip
-    return _table(("layer", "module", "operator", "result", "bits", "weight scales", "kernel", "dB", "own dB"), rows, (7, 8))
+    text = (
+        "Weight levels: the share of its levels that a weight uses. dB: mean SQNR over frames, the state carried; own "
+        "dB: of the layer's own error."
+    )
+    return _what(text) + _table(
+        ("layer", "module", "operator", "result", "bits", "weight scales", "weight levels", "kernel", "dB", "own dB"),
+        rows,
+        (8, 9),
+    )
 
 
 def _kept(report: QuantizationReport) -> str:
@@ -278,9 +304,9 @@ def _kept(report: QuantizationReport) -> str:
 def _how(report: QuantizationReport) -> str:
     told = [
         "SQNR is 10 log10(sum x² / sum (y - x)²), x of the float network and y of the quantized one, over one frame.",
-        "Results and states are compared with the network as captured; layers with the float program as it was before the "
-        "first lossy pass. A layer whose next quantizer is fused into it is compared behind that quantizer, and behind a "
-        "relu that is fused into it.",
+        "Results and states are compared with the network as captured; layers with the float program as it was before "
+        "the first lossy pass. A layer whose next quantizer is fused into it is compared behind that quantizer, and "
+        "behind a relu that is fused into it.",
         "A pass that changed nothing or promises equal bits is not run again; the last one always is.",
         "An 8-bit step is 1/255 of the picture's range. Flicker is mean |change since the last frame, less the float "
         "network's change|.",

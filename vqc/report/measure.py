@@ -54,8 +54,10 @@ def layers_of(program: Program) -> list[fx.Node]:
     return [n for n in found if isinstance(n.meta.get("val"), Tensor) and n.meta["val"].is_floating_point()]
 
 
-def truths(twin: Program, inputs: Step, state: State, names: Iterable[str]) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
-    """The twin's flat outputs of a step, and the values of the nodes `names`: one frame's, held while it is compared."""
+def truths(
+    twin: Program, inputs: Step, state: State, names: Iterable[str]
+) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    """The twin's flat outputs of a step, and the values of the nodes `names`, held while a frame is compared."""
     wanted = set(names)
     found: dict[str, Tensor] = {}
 

@@ -16,6 +16,7 @@ from vqc.report.bisect import First
 from vqc.report.pictures import PictureFrame, WorstFrame
 from vqc.report.ranges import Quantizer, Weights
 
+_ANEW = "write it anew with vqc report --json"
 FORM = 1  # of the JSON; a reader refuses another one
 
 Table = dict[str, tuple[float, ...]]  # SQNR in dB of every frame, by layer or by `result NAME` and `state NAME`
@@ -117,15 +118,15 @@ class QuantizationReport:
         try:
             data = json.loads(text)
         except ValueError as e:
-            raise InputError("a report cannot be read", why=f"it is no JSON: {e}", way_out="write it anew with vqc report --json") from e  # fmt: skip
+            raise InputError("a report cannot be read", why=f"it is no JSON: {e}", way_out=_ANEW) from e
         if not isinstance(data, dict) or data.get("form") != FORM:
             raise InputError("a report cannot be read", why=f"it is not of form {FORM}",
-                             way_out="write it anew with vqc report --json")  # fmt: skip
+                             way_out=_ANEW)  # fmt: skip
         try:
             return _build(cls, {k: v for k, v in data.items() if k != "form"})
         except (KeyError, TypeError, AttributeError) as e:
             raise InputError("a report cannot be read", why=f"a part is missing or wrong: {e}",
-                             way_out="write it anew with vqc report --json") from e  # fmt: skip
+                             way_out=_ANEW) from e  # fmt: skip
 
 
 T = TypeVar("T")

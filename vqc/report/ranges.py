@@ -181,7 +181,9 @@ def _codes(q: fx.Node) -> tuple[int, int]:
 
 def _grid(program: Program, q: fx.Node) -> tuple[Tensor, Tensor, int]:
     """Scale f32 and zero point f32 of a quantizer (one value, or one a channel), and the channels' axis."""
-    scale, zero = (argument(q, a) if argument(q, a) is not None else argument(q, a + "s") for a in ("scale", "zero_point"))
+    scale, zero = (
+        argument(q, a) if argument(q, a) is not None else argument(q, a + "s") for a in ("scale", "zero_point")
+    )
     values = []
     for x in (scale, zero):
         constant = program.constant(x) if isinstance(x, fx.Node) else torch.tensor([float(x)])

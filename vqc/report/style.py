@@ -33,18 +33,26 @@ nav{{font-size:13px;margin:4px 0 0}} nav a{{margin-right:12px}} a{{color:var(--b
 .card h2{{all:unset;display:block;color:var(--soft);font-size:13px}}
 .card b{{display:block;font-size:18px;line-height:1.25;margin:2px 0 4px}} .card p{{font-size:13px;margin:3px 0}}
 .two{{display:grid;grid-template-columns:repeat(auto-fit,minmax(430px,1fr));gap:14px}}
-.chart{{margin:0}} .chart svg{{width:100%;height:auto;display:block}} figcaption span{{margin-right:14px;white-space:nowrap}}
+.chart{{margin:0}} .chart svg{{width:100%;height:auto;display:block}} 
+figcaption span{{margin-right:14px;white-space:nowrap}}
 .chart figcaption svg{{display:inline;width:26px;vertical-align:middle}}
 svg text{{font:10.5px system-ui,sans-serif;fill:var(--soft)}} svg.heat text{{font-size:10px;fill:var(--ink)}}
-svg.heat text.head{{font-weight:600}} svg.heat text.mark{{fill:var(--soft)}} svg.heat rect{{stroke:var(--page);stroke-width:.4}}
+svg.heat text.head{{font-weight:600}} svg.heat text.mark{{fill:var(--soft)}} 
+svg.heat rect{{stroke:var(--page);stroke-width:.4}}
 .scroll{{overflow-x:auto}} .grid{{stroke:var(--rule)}} .bound{{stroke:var(--warm);stroke-dasharray:2 3}}
 polyline,figcaption line{{fill:none;stroke-width:1.8}} circle{{stroke:none}}
-{"".join(f".l{i}{{stroke:var(--{c});}} circle.l{i}{{fill:var(--{c})}}" for i, c in
-         enumerate(("blue", "green", "violet", "gold", "teal", "soft")))}
+{
+    "".join(
+        f".l{i}{{stroke:var(--{c});}} circle.l{i}{{fill:var(--{c})}}"
+        for i, c in enumerate(("blue", "green", "violet", "gold", "teal", "soft"))
+    )
+}
+.what{{max-width:100ch}}
 table{{border-collapse:collapse;font-size:12.5px;margin:8px 0;width:100%}} th{{text-align:left;color:var(--soft);
 font-weight:600;border-bottom:1px solid var(--rule);vertical-align:bottom}} td,th{{padding:2px 8px 2px 0}}
-td{{border-bottom:1px solid var(--rule);vertical-align:top;overflow-wrap:anywhere}}
+td{{border-bottom:1px solid var(--rule);vertical-align:top;overflow-wrap:break-word}}
 .n{{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;overflow-wrap:normal}}
+p.all{{max-width:none}} .narrow{{max-width:760px}} rect.share{{fill:var(--blue)}}
 .c1{{color:var(--gold)}} .c2{{color:var(--warm);font-weight:600}}
 .bar{{display:inline-block;width:70px;height:9px;background:var(--rule);border-radius:2px;overflow:hidden}}
 .bar.wide{{width:110px}} .bar i{{display:block;height:100%;background:var(--blue)}}

@@ -51,8 +51,17 @@ def layer_rows(report: QuantizationReport, count: int = 12) -> Rows:
 def range_rows(report: QuantizationReport, count: int = 12) -> Rows:
     """The quantizers that cut off most, the worst first."""
     found = sorted(report.quantizers, key=lambda q: (-q.clipped, q.used))[:count]
-    return [{"feeds": ", ".join(q.layers) or q.node, "reads": q.source, "range": f"{q.low:.3g} to {q.high:.3g}",
-             "levels": str(q.levels), "used": percent(q.used), "cut off": percent(q.clipped)} for q in found]  # fmt: skip
+    return [
+        {
+            "feeds": ", ".join(q.layers) or q.node,
+            "reads": q.source,
+            "range": f"{q.low:.3g} to {q.high:.3g}",
+            "levels": str(q.levels),
+            "used": percent(q.used),
+            "cut off": percent(q.clipped),
+        }
+        for q in found
+    ]
 
 
 def kept_rows(report: QuantizationReport) -> Rows:
@@ -68,10 +77,12 @@ def first_lines(first: First | None, bound: float) -> list[str]:
              f"{first.result}, {with_unit(first.sqnr)}"]  # fmt: skip
     if first.layer:
         module = f" ({first.module})" if first.module else ""
-        lines += [f"  first layer under it: {first.layer}{module}, {with_unit(first.layer_sqnr)}",
-                  f"  its error is mostly {first.cause}: {with_unit(first.fresh_sqnr)} with the float network's state, "
-                  f"{with_unit(first.own_sqnr)} with its values at all layers before",
-                  f"  largest error of its own up to there: {first.loudest}, {with_unit(first.loudest_sqnr)}"]  # fmt: skip
+        lines += [
+            f"  first layer under it: {first.layer}{module}, {with_unit(first.layer_sqnr)}",
+            f"  its error is mostly {first.cause}: {with_unit(first.fresh_sqnr)} with the float network's state, "
+            f"{with_unit(first.own_sqnr)} with its values at all layers before",
+            f"  largest error of its own up to there: {first.loudest}, {with_unit(first.loudest_sqnr)}",
+        ]
     else:
         lines.append("  no layer is under it: the result falls behind the last one")
     if first.ran:

@@ -145,7 +145,7 @@ def _channel_scales(program: Program, layer: fx.Node) -> tuple[Tensor, Tensor] |
         seen.add(n)
         if n.target is QUANTIZE_CHANNEL:
             scale, zero = program.constant(n.args[1]), program.constant(n.args[2])
-            if scale is not None and zero is not None:
+            if scale is not None and zero is not None and n.args[3] == 1:
                 return scale.view(1, -1, 1, 1), zero.float().view(1, -1, 1, 1)
         elif n.target is _RELU or n.target in MOVES:
             todo += n.users
@@ -182,4 +182,3 @@ def walk(program: Program, inputs: Sequence[Tensor], state: Sequence[Tensor], vi
                 if not left[a]:
                     del values[a]
     raise AssertionError("a graph without an output")
-

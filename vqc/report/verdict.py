@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from vqc.report.measure import BROKEN, EQUAL
 from vqc.report.quantization import Layer, QuantizationReport, slope
 from vqc.report.ranges import Quantizer
 
-PILES_UP = 0.5  # dB that the state may cost at the end of a clip before it is said that errors pile up
+PILES_UP = 0.5  # dB that the state may cost at the end of a clip before it is said that it carries errors
+GROWS = -0.05  # dB a frame under which they are said to pile up
 CUT = 0.001  # share of values cut off from which a quantizer is named
 
 
@@ -34,12 +36,14 @@ def with_unit(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """`12 %`, `1.2 %`, `0.012 %`, `0 %`: two digits that count, and never a full 100 for less."""
+    """`12 %`, `1.2 %`, `0.012 %`, `0 %`, `97.9 %`, `99.98 %`: the digits that count, and never a full 100 for less."""
     value = 100 * share
-    if value > 99.5:
-        shown = f"{value:.3f}".rstrip("0").rstrip(".")
-        return ("99.999" if shown == "100" and share < 1 else shown) + " %"
-    return ("0" if value == 0 else f"{value:.2g}" if value < 99 else f"{value:.1f}") + " %"
+    if value >= 99 and value < 100:
+        gap = max(float(f"{100 - value:.1g}"), 1e-4)
+        return f"{100 - gap:.{max(0, -math.floor(math.log10(gap)))}f} %"
+    if 0 < value < 0.001:
+        return "< 0.001 %"
+    return f"{value:.1f} %" if 90 <= value < 99 else f"{value:.2g} %" if value < 90 else "100 %"
 
 
 def shares(report: QuantizationReport) -> dict[str, float]:
@@ -83,7 +87,7 @@ def _same(report: QuantizationReport) -> Answer:
 
 def _where(report: QuantizationReport) -> Answer:
     key = judged(report)
-    line, fresh = report.last.outputs[key], report.fresh[key]
+    line = report.last.outputs[key]
     frame = report.alone_frame if report.pictures else line.index(min(line))
     details = [f"Of {report.frames} frames since reset, frame {frame} is off most: {with_unit(line[frame])}."]
     if report.pictures:
@@ -98,9 +102,11 @@ def _where(report: QuantizationReport) -> Answer:
     if cost is None:
         details.append("The network has no state: nothing can pile up.")
     else:
-        verb = "Errors pile up in the state" if cost > PILES_UP else "Errors do not pile up in the state"
-        details.append(f"{verb}: in the last quarter of the clip it costs {cost:.1f} dB against the float network's "
-                       f"state; the trend is {slope(line):+.2f} dB a frame.")  # fmt: skip
+        trend = slope(line)
+        verb = "Errors do not pile up" if cost <= PILES_UP else "The state carries errors, but they do not grow"
+        verb = "Errors pile up in the state" if cost > PILES_UP and trend < GROWS else verb
+        details.append(f"{verb}: in the last quarter of the clip the state costs {cost:.1f} dB against the float "
+                       f"network's; SQNR changes by {trend:+.2f} dB a frame.")  # fmt: skip
     if report.first is not None:
         f = report.first
         details.append(f"First under {report.bound:g} dB: after pass {f.name}, frame {f.frame}, {f.result}"
@@ -129,8 +135,10 @@ def _who(report: QuantizationReport) -> Answer:
     first = names[0]
     module = by_name[first].module if first in by_name else ""
     total = report.fresh[report.alone_of][report.alone_frame]
-    details = [f"{first}" + (f" ({module})" if module else "") + f": with its error alone {report.alone_of} of frame "
-               f"{report.alone_frame} is at {with_unit(report.alone[first])}; with all layers' at {with_unit(total)}."]  # fmt: skip
+    details = [
+        f"{first}" + (f" ({module})" if module else "") + f": with its error alone {report.alone_of} of frame "
+        f"{report.alone_frame} is at {with_unit(report.alone[first])}; with all layers' at {with_unit(total)}."
+    ]
     q = next((q for q in report.quantizers if first in q.layers), None)
     details += [cut_text(q)] if q is not None and q.clipped >= CUT else []
     if len(names) > 1:
@@ -144,8 +152,10 @@ def cut_text(q: Quantizer) -> str:
     """What a quantizer cuts off, in a sentence."""
     u = max(q.uses, key=lambda u: u.below + u.above)
     when = f"frame {u.since}" if u.since == u.until else f"frames {u.since} to {u.until}"
-    return (f"The quantizer at its input ({q.source}, {q.low:.4g} to {q.high:.4g}) cuts off {percent(u.below + u.above)} "
-            f"of the values in {when}: its range, from calibration, ends there.")  # fmt: skip
+    return (
+        f"The quantizer at its input ({q.source}, {q.low:.4g} to {q.high:.4g}) cuts off "
+        f"{percent(u.below + u.above)} of the values in {when}: its range, from calibration, ends there."
+    )
 
 
 def bits(layer: Layer) -> str:
