@@ -103,6 +103,13 @@ def test_a_row_that_dies_says_how(code: str, status: str, tmp_path: Path) -> Non
     }
 
 
+def test_a_row_is_done_only_when_its_process_ends_well(tmp_path: Path) -> None:
+    answer = tmp_path / "a.json"
+    code = f"import sys; open({str(answer)!r}, 'w').write('{{\"status\": \"ok\"}}'); sys.exit(%d)"
+    assert fidelity.run([sys.executable, "-c", code % 0], answer, 60) == {"status": "ok"}
+    assert fidelity.run([sys.executable, "-c", code % 3], answer, 60) == {"status": "failed (exit 3): it said nothing"}
+
+
 def test_a_row_takes_its_old_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
