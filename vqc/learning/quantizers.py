@@ -70,14 +70,31 @@ class WeightQuantizer(nn.Module):
         with torch.no_grad():
             self.v.copy_(inverse_soft_round(0.5 + (up - 0.5) * confidence))
 
+    def begin(self) -> None:
+        """Learn from the integers that were given on; where those are the nearest ones, from the weight itself."""
+        nearest = (self.below + (self.v.detach() >= 0)).clamp(-self.top, self.top)
+        if not torch.equal(nearest, self.given):
+            self.start_from(self.given)
+        self.learned = True
+
     def integers(self) -> Tensor:
         """int8, as they are now."""
         value = self.below + (self.v >= 0) if self.learned else self.given
         return value.clamp(-self.top, self.top).to(torch.int8)
 
-    def forward(self, soft: bool = True) -> Tensor:
-        """The dequantized weight, float32; `soft`: with h(V) between the integers, so that V has a gradient."""
-        steps = self.below + soft_round(self.v) if soft and self.learned else self.integers().float()
+    def forward(self, soft: bool = True, straight: bool = False) -> Tensor:
+        """The dequantized weight, float32.
+
+        `soft`: with h(V) between the integers (AdaRound); `straight`: with the integers as they are now, and the
+        gradient of h(V) (a straight-through estimate, arXiv 1308.3432).
+        """
+        if soft and self.learned:
+            h = soft_round(self.v)
+            if straight:
+                h = h + ((self.v >= 0).float() - h).detach()
+            steps = (self.below + h).clamp(-self.top, self.top)
+        else:
+            steps = self.integers().float()
         return steps * self.view(self.scale * self.gain)
 
 
@@ -101,9 +118,9 @@ class _FakeQuantize(torch.autograd.Function):
         gs = gz = None
         if ctx.needs_input_grad[1]:
             # inside: (y - x) / s is round(x/s) - x/s; outside: y / s is the end of the grid, less the zero point
-            gs = (g * torch.where(inside, y - x, y)).sum().reshape(s.shape) / s * ctx.gradient_scale
+            gs = (g * torch.where(inside, y - x, y)).sum_to_size(s.shape) / s * ctx.gradient_scale
         if ctx.needs_input_grad[2]:
-            gz = (gx - g).sum().reshape(s.shape) * s * ctx.gradient_scale
+            gz = (gx - g).sum_to_size(s.shape) * s * ctx.gradient_scale
         return gx, gs, gz, None, None
 
 
@@ -111,8 +128,8 @@ class ActivationQuantizer(nn.Module):
     """The grid of one activation: codes 0..top, a scale and a zero point.
 
     `scale` float32 and `zero` integers of one value, or of one for each entry of dimension `axis`. Scales that are
-    folded into the next weight (`axis` set) are not learned; a single scale and its zero point are parameters, and
-    which of them an optimiser gets is the pass's choice.
+    folded into the next weight (axis 1, the channels) are not learned; a single scale and its zero point, or those of
+    each frame (another axis), are parameters, and which of them an optimiser gets is the pass's choice.
     """
 
     def __init__(self, scale: Tensor, zero: Tensor, top: int, axis: int | None = None):
@@ -120,12 +137,13 @@ class ActivationQuantizer(nn.Module):
         self.top, self.axis = top, axis
         self.base: Tensor
         self.register_buffer("base", scale.clone().float())
-        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=axis is None)  # positive whatever is learned
-        self.zero = nn.Parameter(zero.clone().float(), requires_grad=axis is None)
+        start = torch.zeros(()) if axis is None else torch.zeros_like(self.base)
+        self.log_scale = nn.Parameter(start, requires_grad=self.learns)  # positive whatever is learned
+        self.zero = nn.Parameter(zero.clone().float(), requires_grad=self.learns)
 
     @property
     def learns(self) -> bool:
-        return self.axis is None
+        return self.axis != 1
 
     @property
     def scale(self) -> Tensor:

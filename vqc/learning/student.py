@@ -112,18 +112,18 @@ class Student:
 
     # ---- computing -----------------------------------------------------------------------------------------------
 
-    def overrides(self, nodes: Iterable[fx.Node] | None = None, *, soft: bool = False,
+    def overrides(self, nodes: Iterable[fx.Node] | None = None, *, soft: bool = False, straight: bool = False,
                   keep: Callable[[Tensor], Tensor | None] | None = None
                   ) -> dict[fx.Node, Callable[..., Any]]:  # fmt: skip
         """How to compute the quantizers' nodes among `nodes` (all, if None).
 
-        `soft`: weights between their integers. `keep(x)` draws which values of an activation stay as they are (QDrop).
+        `soft`, `straight`: weights as `WeightQuantizer` says. `keep(x)` draws which values of an activation stay as they are (QDrop).
         """
         inside = None if nodes is None else set(nodes)
         made: dict[fx.Node, Callable[..., Any]] = {}
         for n, layer in self.layers.items():
             if inside is None or n in inside:
-                made[layer.weight] = _weight_of(layer.quantizer, soft)
+                made[layer.weight] = _weight_of(layer.quantizer, soft, straight)
                 made[n] = _with_bias(layer)
         for q, quantizer in self.activations.items():
             if inside is None or q in inside:
@@ -173,10 +173,13 @@ class Student:
         if q.target is qd.quantize_per_tensor.default:
             for n in (q, *users):
                 n.args = (n.args[0], float(scale), int(zero), *n.args[3:])
+        elif quantizer.learns:
+            self.program.constants[q.args[1].target] = scale.clone()  # type: ignore[union-attr, index]
+            self.program.constants[q.args[2].target] = zero.to(torch.int64)  # type: ignore[union-attr, index]
 
 
-def _weight_of(quantizer: WeightQuantizer, soft: bool) -> Callable[..., Any]:
-    return lambda *_: quantizer(soft)
+def _weight_of(quantizer: WeightQuantizer, soft: bool, straight: bool) -> Callable[..., Any]:
+    return lambda *_: quantizer(soft, straight)
 
 
 def _grid_of(quantizer: ActivationQuantizer, keep: Callable[[Tensor], Tensor | None] | None) -> Callable[..., Any]:
