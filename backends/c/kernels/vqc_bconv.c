@@ -15,6 +15,9 @@
 #include "vqc_bconv_generic.h"
 #endif
 
+#ifdef BC_OWN_MASK
+#include "vqc_bconv_masked.h"
+#endif
 #include "vqc_bconv_core.h"
 #ifdef BC_OWN_TASK
 #include "vqc_bconv_task_neon.h"

@@ -24,7 +24,12 @@
  *   bc_sums(b, x, t)     t[j][i] = acc of channel j of the block at position i of a segment of up to 64 positions
  * Tests compile every file with -DVQC_GENERIC as well, which chooses the plain hook: results are equal bit for bit.
  *
- * Masked. bc_row computes any segment of a row; under a mask it is called for what lies between the marks of a segment.
+ * A hook may bring more:
+ *   BC_OWN_BITS          bc_limit and bc_bits decide thresholds on the counts themselves, without sums in memory
+ *   BC_OWN_MASK          bc_masked_band puts what a mask keeps side by side (vqc_bconv_masked.h), where bc_packs says so
+ *
+ * Masked. bc_row computes any segment of a row; under a mask it is called for pieces that have a mark, and leaves zeros
+ * between the marks.
  */
 #ifndef VQC_BCONV_H
 #define VQC_BCONV_H

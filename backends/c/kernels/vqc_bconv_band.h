@@ -2,6 +2,8 @@
 #ifndef VQC_BCONV_BAND_H
 #define VQC_BCONV_BAND_H
 
+#include <string.h>
+
 #include "vqc_bconv.h"
 
 #define BC_BLOCK 8    /* output channels computed together */
@@ -10,11 +12,13 @@
 #ifdef __GNUC__
 #define BC_ALIGNED __attribute__((aligned(64)))
 #define BC_INLINE inline __attribute__((always_inline))
+#define BC_NOINLINE __attribute__((noinline))
 #define BC_PREFETCH(p) __builtin_prefetch(p)
 #define BC_UNROLL _Pragma("GCC unroll 16")
 #else
 #define BC_ALIGNED
 #define BC_INLINE inline
+#define BC_NOINLINE
 #define BC_PREFETCH(p) (void)(p)
 #define BC_UNROLL
 #endif
@@ -46,7 +50,15 @@ typedef struct bc_band {
     const int32_t *base; /* of the row's class */
     ptrdiff_t base_step; /* between channels */
     const int32_t *column, *inside; /* class, and channels times taps inside, of every column */
+    const struct bc_limits *limits; /* of the block and the row, for hooks with BC_OWN_BITS */
 } bc_band;
+
+/* Thresholds of a block as hooks with BC_OWN_BITS take them: bc_limit fills `start`, for a row's class of padding. */
+typedef struct bc_limits {
+    BC_ALIGNED int32_t start[BC_BLOCK][16]; /* of the counts, by column class */
+    int32_t threshold[BC_BLOCK];
+    int32_t turned; /* bits 0 to 7: channels whose bit is turned round */
+} bc_limits;
 
 /* Sizes of a band in elements, and where scratch is divided (in bytes). */
 typedef struct bc_shape {

@@ -70,9 +70,10 @@ static BC_INLINE void bc_store(float *to, vqc_vf v, ptrdiff_t some) {
     for (ptrdiff_t e = 0; e < some; e++) to[e] = lanes[e];
 }
 
-/* The float epilogue of one channel: n sums, the first one at y[at]; marks the channel's bit. */
+/* The float epilogue of one channel: n sums, the first one at y[at]; marks the channel's bit. `keep`, unless NULL: -1 where
+ * the mask keeps a position, 0 where it does not. */
 static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t n, int act, const int32_t *t,
-                                int32_t *word) {
+                                const int32_t *keep, int32_t *word) {
     const float *residual = j->residual != NULL ? j->residual + at : NULL;
     float *y = j->y != NULL ? j->y + at : NULL;
     const int sign = j->bits != NULL;
@@ -85,6 +86,7 @@ static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrd
         if (residual != NULL) v += bc_load(residual + i, n - i);
         if (act == VQC_BACT_PRELU) v *= BC_SELECT(BC_LESS(zero, v), one, slopes); /* v * 1 is v */
         if (act == VQC_BACT_RELU) v = BC_SELECT(BC_LESS(v, zero), zero, v);
+        if (keep != NULL) v = BC_SELECT(*(const vqc_vi_mem *)(const void *)(keep + i), v, zero);
         if (y != NULL) bc_store(y + i, v, n - i);
         if (sign) *(vqc_vi_mem *)(void *)(word + i) |= BC_LESS(v, taus) & BC_BIT(o);
     }
@@ -109,13 +111,32 @@ static BC_INLINE void bc_decide(const bc_job *j, ptrdiff_t o, ptrdiff_t channels
     }
 }
 
+#ifdef BC_OWN_BITS
+/* The thresholds of a block of channels, in 16 bits as sums are. What is above all sums is below all of them, turned round.
+ * Channels that do not exist have no bit. */
+static void bc_thresholds(const bc_job *j, ptrdiff_t o, bc_limits *limits) {
+    limits->turned = 0;
+    for (ptrdiff_t c = 0; c < BC_BLOCK; c++) {
+        const int32_t given = o + c < j->p->o ? j->threshold[o + c] : INT16_MIN;
+        limits->threshold[c] = given < INT16_MIN || given > INT16_MAX ? INT16_MIN : given;
+        if (o + c < j->p->o && !j->flip[o + c] != !(given > INT16_MAX)) limits->turned |= 1 << c;
+    }
+}
+#endif
+
 /* n <= BC_SEGMENT positions of an output row from column `col` on, for one block of channels from o on; b->x, b->base
  * and b->inside must stand at that row already. */
 static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t row,
-                             ptrdiff_t col, ptrdiff_t n) {
+                             ptrdiff_t col, ptrdiff_t n, int masked) {
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, at = row * p->ow + col;
     const ptrdiff_t channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
+#ifdef BC_OWN_BITS
+    if (j->threshold != NULL) {
+        bc_bits(b, o, col, n, j->bits + (image * ((p->o + 31) / 32) + o / 32) * plane + at);
+        return;
+    }
+#endif
     BC_ALIGNED int32_t t[BC_BLOCK][BC_SEGMENT];
     BC_ALIGNED int32_t word[BC_SEGMENT] = {0};
     if (j->residual != NULL) {
@@ -124,15 +145,21 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
             for (ptrdiff_t e = 0; e < n; e += 16) BC_PREFETCH(next + e);
         }
     }
+    BC_ALIGNED int32_t keep[BC_SEGMENT] = {0};
+    if (masked) {
+        const uint8_t *mask = j->mask + image * plane + at;
+        for (ptrdiff_t i = 0; i < n; i++) keep[i] = -(int32_t)(mask[i] != 0);
+    }
     bc_sums(b, col, n, t);
     if (j->threshold != NULL) {
         bc_decide(j, o, channels, n, t, word);
     } else {
         for (ptrdiff_t i = 0; i < channels; i++) {
             const ptrdiff_t from = (image * p->o + o + i) * plane + at;
-            if (p->act == VQC_BACT_PRELU) bc_finish(j, o + i, from, n, VQC_BACT_PRELU, t[i], word);
-            else if (p->act == VQC_BACT_RELU) bc_finish(j, o + i, from, n, VQC_BACT_RELU, t[i], word);
-            else bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], word);
+            if (masked) bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], keep, word);
+            else if (p->act == VQC_BACT_PRELU) bc_finish(j, o + i, from, n, VQC_BACT_PRELU, t[i], NULL, word);
+            else if (p->act == VQC_BACT_RELU) bc_finish(j, o + i, from, n, VQC_BACT_RELU, t[i], NULL, word);
+            else bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], NULL, word);
         }
     }
     if (j->bits != NULL) {
@@ -178,19 +205,12 @@ static int bc_marks(const uint8_t *mask, ptrdiff_t n) {
     return some == 0 ? 0 : all == 0x0101010101010101u ? 2 : 1;
 }
 
-/* One piece of n positions, computed; zero where there is no mark. */
-static BC_INLINE void bc_keep(float *restrict y, const uint8_t *restrict mask, ptrdiff_t n) {
-    for (ptrdiff_t c = 0; c < n; c++) y[c] = mask[c] ? y[c] : 0.0f;
-}
-
 /* A row under a mask, zero so far: pieces with a mark are computed; all of them unless there are few. Lengths are
  * constants, so that loops are unrolled. */
 static void bc_row_masked(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t row, int few) {
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, at = row * p->ow;
-    const ptrdiff_t channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
     const uint8_t *mask = j->mask + image * plane + at;
-    float *y = j->y + (image * p->o + o) * plane + at;
     ptrdiff_t from = 0;
     while (from < p->ow) {
         ptrdiff_t end = from;
@@ -201,18 +221,14 @@ static void bc_row_masked(const bc_job *j, const bc_band *b, ptrdiff_t image, pt
             from += BC_PIECE;
             continue;
         }
-        if (n == BC_SEGMENT) bc_row(j, b, image, o, row, from, BC_SEGMENT);
-        else if (n == BC_SEGMENT / 2) bc_row(j, b, image, o, row, from, BC_SEGMENT / 2);
-        else if (n == BC_PIECE) bc_row(j, b, image, o, row, from, BC_PIECE);
-        else if (n != 0) bc_row(j, b, image, o, row, from, n);
+        if (n == BC_SEGMENT) bc_row(j, b, image, o, row, from, BC_SEGMENT, 1);
+        else if (n == BC_SEGMENT / 2) bc_row(j, b, image, o, row, from, BC_SEGMENT / 2, 1);
+        else if (n == BC_PIECE) bc_row(j, b, image, o, row, from, BC_PIECE, 1);
+        else if (n != 0) bc_row(j, b, image, o, row, from, n, 1);
         else { /* the row's end */
             end = p->ow;
-            bc_row(j, b, image, o, row, from, end - from);
+            bc_row(j, b, image, o, row, from, end - from, 1);
         }
-        for (; from + BC_PIECE <= end; from += BC_PIECE)
-            if (bc_marks(mask + from, BC_PIECE) != 2)
-                for (ptrdiff_t i = 0; i < channels; i++) bc_keep(y + i * plane + from, mask + from, BC_PIECE);
-        for (ptrdiff_t i = 0; i < channels && from < end; i++) bc_keep(y + i * plane + from, mask + from, end - from);
         from = end;
     }
 }
@@ -241,32 +257,55 @@ static void bc_task(void *arg, int index, int worker) {
     int32_t *inside = taps + s.columns;
     unsigned char *prepared = scratch + s.prepared;
     BC_E *e = (BC_E *)(void *)(scratch + s.input);
-    bc_band b = {e, s.line, off, s.steps, NULL, NULL, (ptrdiff_t)p->row_classes * p->column_classes, column, inside};
+    bc_band b = {e, s.line, off, s.steps, NULL, NULL, (ptrdiff_t)p->row_classes * p->column_classes, column, inside, NULL};
     const ptrdiff_t positions = (last - first) * p->ow;
     const int marks = j->mask == NULL ? 2 : bc_marks(j->mask + (image * p->oh + first) * p->ow, positions);
-    const int few = marks == 1 && bc_few(j, image, first, last);
+#ifdef BC_OWN_MASK
+    const int packed = marks == 1 && bc_packs(j, &b, image, first, last);
+#else
+    const int packed = 0;
+#endif
+    const int few = marks == 1 && !packed && bc_few(j, image, first, last);
     if (marks == 0 || few)
         for (ptrdiff_t o = 0; o < p->o; o++)
             memset(j->y + ((image * p->o + o) * p->oh + first) * p->ow, 0, (size_t)positions * sizeof *j->y);
     if (marks == 0) return;
     bc_tables(j, &s, off, column, taps);
     bc_unpack(j, &s, image, first, e);
+#ifdef BC_OWN_MASK
+    if (packed) {
+        int32_t *kept = (int32_t *)(void *)(e + bc_up(s.words * s.in_rows * BC_PLANES * s.line, 16));
+        bc_masked_band(j, &s, &b, image, first, last, kept, (uint32_t *)(void *)(kept + bc_up(s.steps, 16)));
+        return;
+    }
+#endif
     bc_prepare(prepared);
     int32_t rows_inside = -1;
+#ifdef BC_OWN_BITS
+    bc_limits limits;
+    b.limits = &limits;
+#endif
     for (ptrdiff_t o = 0; o < p->o; o += BC_BLOCK) {
         b.w = bc_weights(j->w + o * s.steps, s.steps, prepared);
+#ifdef BC_OWN_BITS
+        if (j->threshold != NULL) bc_thresholds(j, o, &limits);
+#endif
         for (ptrdiff_t row = first; row < last; row++) {
             bc_inside(p, &s, row, taps, &rows_inside, inside);
             b.x = e + (row - first) * p->sh * BC_PLANES * s.line;
-            b.base = j->base + o * b.base_step + j->classes[row] * p->column_classes;
+            const int32_t *base = j->base + o * b.base_step + j->classes[row] * p->column_classes;
+#ifdef BC_OWN_BITS
+            if (j->threshold != NULL && b.base != base) bc_limit(base, b.base_step, &limits);
+#endif
+            b.base = base;
             ptrdiff_t col = 0;
             if (marks == 1) {
                 bc_row_masked(j, &b, image, o, row, few);
                 continue;
             }
-            for (; col + BC_SEGMENT <= p->ow; col += BC_SEGMENT) bc_row(j, &b, image, o, row, col, BC_SEGMENT);
-            if (p->ow - col == BC_SEGMENT / 2) bc_row(j, &b, image, o, row, col, BC_SEGMENT / 2);
-            else if (col < p->ow) bc_row(j, &b, image, o, row, col, p->ow - col);
+            for (; col + BC_SEGMENT <= p->ow; col += BC_SEGMENT) bc_row(j, &b, image, o, row, col, BC_SEGMENT, 0);
+            if (p->ow - col == BC_SEGMENT / 2) bc_row(j, &b, image, o, row, col, BC_SEGMENT / 2, 0);
+            else if (col < p->ow) bc_row(j, &b, image, o, row, col, p->ow - col, 0);
         }
     }
 }

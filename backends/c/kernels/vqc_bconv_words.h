@@ -9,7 +9,8 @@ static void bc_expand(uint32_t *restrict dst, ptrdiff_t line, const uint32_t *re
     if (hi > count) hi = count;
     if (row == NULL || hi < lo) hi = lo;
     for (ptrdiff_t t = 0; t < lo; t++) dst[t] = BC_PAD;
-    for (ptrdiff_t t = lo; t < hi; t++) dst[t] = row[left + t * step];
+    if (step == 1 && lo < hi) memcpy(dst + lo, row + left + lo, (size_t)(hi - lo) * sizeof *dst);
+    for (ptrdiff_t t = lo; t < hi && step != 1; t++) dst[t] = row[left + t * step];
     for (ptrdiff_t t = hi; t < count; t++) dst[t] = BC_PAD;
 }
 

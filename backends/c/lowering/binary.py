@@ -138,6 +138,11 @@ class BinaryGeometry:
         past = 64  # a masked piece at the end of the last row reads a whole vector
         return tables + align(16384 + 128 * self.steps) + align(self.band(rows)) + past
 
+    @property
+    def packed_scratch(self) -> int:
+        """Most bytes beyond that for what a mask keeps, put side by side (bc_masked_band): BC_KEPT and 16 positions."""
+        return align(4 * self.steps) + 4 * self.steps * (256 + 16) + 2 * 64
+
     def arm_scratch(self, kinds: int) -> int:
         """Most bytes that kernels on Arm need beyond that (bc_plan_of in vqc_bconv_task_neon.h)."""
         channels, blocks = align(self.out[1], BLOCK), -(-self.steps // 2)
@@ -279,7 +284,8 @@ def call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], extr
                     ctx.weight(classes, "classes"), *extra)  # fmt: skip
     written: list[Arg] = [None if v is None else Ref(v.buffer, v.start, writes=True) for v in out]
     arm = geo.arm_scratch(row_classes * column_classes) if _for_arm(ctx.target) else 0
-    call.args = (*call.args, *written, Scratch(align(geo.scratch(rows) + arm)))
+    packed = geo.packed_scratch if kernel == "vqc_masked_bconv2d" else 0
+    call.args = (*call.args, *written, Scratch(align(geo.scratch(rows) + arm + packed)))
     return call
 
 

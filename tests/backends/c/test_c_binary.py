@@ -108,6 +108,23 @@ def test_long_sums(target, channels):
     check(chain(build, x), exact=True, target=target)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_thresholds_beyond_all_sums(target):
+    """The ends of int32 and of 16 bits, and what lies just inside and outside of the sums; some turned round."""
+    ends = [-(2**31), -32769, -32768, -32767, -289, -288, -287, 0, 287, 288, 289, 32767, 32768, 2**31 - 1]
+    limit = torch.tensor(2 * ends, dtype=torch.int32)
+    flip = torch.arange(len(limit)) >= len(ends)
+    w = torch.ones(len(limit), 32, 3, 3, dtype=torch.int8)
+    x = torch.randn(1, 32, 6, 41)
+    x[..., 5:25], x[..., 30:] = 1, -1  # all alike somewhere: the sums reach both ends
+
+    def build(b, x):
+        q = b.call(vops.binarize.default, x, torch.zeros(1))
+        return b.call(vops.bconv2d_threshold.default, q, w, limit, flip, [1, 1], [1, 1], [1, 1])
+
+    check(chain(build, x), exact=True, target=target)
+
+
 def test_what_is_not_taken_along_is_told():
     """The sum of three, an alpha, a residual of another size, and one that is computed later."""
     w, one = signs(8, 8, 1, 1), torch.ones(8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from c_helpers import In, aten, chain, check, compiled, single
@@ -149,6 +151,24 @@ def test_picture_sized_layer_keeps_the_bits_of_the_dense_one(kind, channels):
     program = chain(build, torch.randn(1, 24, 70, 131, generator=g), mask)
     dense, masked = compiled(program).trace(program.example, [])
     assert torch.equal(masked, torch.where(mask, dense, torch.zeros(())))
+
+
+@pytest.mark.parametrize("target", ["native", "x86-64-v3"])
+def test_binary_layer_of_a_picture_equals_the_reference(target):
+    """Over several bands and chunks, 33 channels of 70 and 9 of 70, every kind of mask and of class of rows."""
+    g = torch.Generator().manual_seed(5)
+    x = (2 * torch.randint(0, 2, (1, 70, 41, 150), generator=g) - 1).to(torch.int8)
+    masks = [mask_of(kind, (1, 1, 41, 150), g) for kind in MASKS]
+
+    def build(b, x, *masks):
+        y = []
+        for out, m in product((33, 9), masks):
+            w = (2 * torch.randint(0, 2, (out, 70, 3, 3), generator=g) - 1).to(torch.int8)
+            head = (w, torch.rand(out, generator=g), torch.randn(out, generator=g))
+            y.append(b.call(vops.masked_bconv2d.default, x, *head, m, [1, 1], [1, 1], [1, 1]))
+        return tuple(y)
+
+    check(chain(build, x, *masks), exact=True, target=target)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
