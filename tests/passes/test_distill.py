@@ -59,8 +59,8 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("network", [still, recurrent])
 @pytest.mark.parametrize("options", [
-    {}, {"train_weights": "scales"}, {"train_weights": "rounding", "steps": 240, "rate": 0.01, "feature_weight": 0.5}, {"teachers": (8,)},
-    {"teachers": (8, 4), "feature_weight": 0.5, "steps": 48},
+    {}, {"train_weights": "scales"}, {"train_weights": "rounding", "steps": 240, "rate": 0.01, "feature_weight": 0.5},
+    {"teachers": (8,)}, {"teachers": (8, 4), "feature_weight": 0.5, "steps": 48},
 ])  # fmt: skip
 def test_learns_where_it_is_judged(network, options):
     twin = network()
