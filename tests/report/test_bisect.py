@@ -12,7 +12,7 @@ from vqc.report.gather import quantization_report
 from vqc.report.versions import collect
 
 
-@pytest.mark.parametrize("place", [0, 3, 7])
+@pytest.mark.parametrize("place", [0, 4, 7])
 @pytest.mark.parametrize(("constant", "layer"), [("w0", "conv2d"), ("w1", "conv2d_1"), ("w2", "conv2d_2")])
 def test_a_coarse_layer_is_named_with_its_pass_and_frame(place: int, constant: str, layer: str) -> None:
     passes = [Shift(constant="b0", by=1e-6 * (i + 1)) for i in range(8)]

@@ -66,6 +66,7 @@ def test_fused_quantizers_are_undone(granularity: str, relu: bool) -> None:
     made = quantization_report(program, recipe, steps, calibration=[steps])
     assert "requantize x" in made.last.did and made.unmatched == ()
     assert min(min(v) for v in made.last.layers.values()) > 28
+    assert min(min(v) for v in made.own.values()) > 28  # the twin's values, put back as integers
     assert list(made.last.layers) == ["conv2d", "conv2d_1", "conv_transpose2d"]
 
 
