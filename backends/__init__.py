@@ -7,7 +7,7 @@ writes it out to run elsewhere (`export`).
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from torch import fx
 
 from vqc.errors import TargetError
 from vqc.executable import Executable
+from vqc.layers import Layer
 from vqc.program import Program
 
 # Those of the C backend; backends/c/targets.py says what each is.
@@ -48,6 +49,10 @@ class Backend(ABC):
         """Write the program for another machine into `folder`; returns the folder."""
         raise TargetError(f"backend {self.name} cannot export", way_out="use vqc.compile")
 
+    def layers(self, program: Program, target: str, measured: bool, threads: int) -> Sequence[Layer]:
+        """The kernel calls of a program, with the time each should take, or takes on this machine (`measured`)."""
+        raise TargetError(f"backend {self.name} does not say what its calls cost", way_out="use a C target")
+
 
 def backend_for(target: str) -> Backend:
     """The backend that serves a target; TargetError naming the known ones otherwise."""
@@ -56,3 +61,8 @@ def backend_for(target: str) -> Backend:
         raise TargetError(f"there is no target called {target!r}", way_out="use one of " + ", ".join(sorted(TARGETS)))
     module, cls = TARGETS[key]
     return getattr(import_module(module), cls)()
+
+
+def layers_of(program: Program, target: str, measured: bool, threads: int) -> Sequence[Layer]:
+    """What the calls of a program cost on a target (`Backend.layers`): what passes get as `PassContext.costs`."""
+    return backend_for(target).layers(program, target, measured, threads)

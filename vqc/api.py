@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vqc.backends import backend_for
+from vqc.backends import backend_for, layers_of
 from vqc.distributed import Shard
 from vqc.errors import CalibrationError
 from vqc.executable import Executable
@@ -46,7 +46,7 @@ def apply(program: Program, recipe: str | Pipeline, *, calibration: Any = None, 
     shard = shard or Shard()
     place = None if workdir is None else Path(workdir) if shard.first else Path(workdir) / f"process-{shard.rank}"
     context = PassContext(calibration, seed, debug, progress=progress, twin=twin, labels=labels, workdir=place,
-                          shard=shard)  # fmt: skip
+                          shard=shard, costs=layers_of)  # fmt: skip
     return pipeline.run(program, context)
 
 

@@ -22,6 +22,7 @@ import torch
 from vqc import spec
 from vqc.distributed import Shard
 from vqc.errors import NumericsError, PipelineError
+from vqc.layers import Layer
 from vqc.program import Declined, PassRecord, Program, evaluate
 
 # ---- numeric promises ----------------------------------------------------------------------------------------------
@@ -52,6 +53,9 @@ Numerics = Exact | Close | Lossy
 # ---- passes --------------------------------------------------------------------------------------------------------
 
 
+Costs = Callable[[Program, str, bool, int], Sequence[Layer]]
+
+
 @dataclass
 class PassContext:
     """What a pass may look at beside the Program.
@@ -64,6 +68,8 @@ class PassContext:
     `labels`: what the results should be, where it is known (see `vqc.learning.labels`). `workdir`: a folder for
     checkpoints and for caches too large for memory; None: a temporary one, and no resuming. `shard`: this process's
     place among those that share the work (`vqc.distributed`, docs/distributed.md).
+    `costs(program, target, measured, threads)`: the kernel calls of a program on a target with their times, for passes
+    that ask what pays (`vqc.backends.layers_of`); passes themselves know no backend.
     """
 
     calibration: Any = None
@@ -75,6 +81,7 @@ class PassContext:
     labels: Any = None
     workdir: Path | None = None
     shard: Shard = Shard()
+    costs: Costs | None = None
 
     def report(self, text: str, done: int, total: int) -> None:
         if self.progress is not None:

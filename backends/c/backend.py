@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,8 +23,10 @@ from vqc.backends.c.targets import THREAD_POOL, Target, target_called
 from vqc.backends.c.tune import example, tuned
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import CompileReport, Executable
+from vqc.layers import Layer
 from vqc.program import Declined, Program, op_text
 
+MEASURING_ROUNDS = 9  # of a step whose calls are timed; the least of each counts
 FALLBACKS = ("eager", "none")
 OPTIONS = {"cc": (str, type(None)), "threads": (int,), "fallback": (str,), "self_test": (bool,), "tune": (bool,),
            "licence": (str,)}  # fmt: skip
@@ -129,6 +131,21 @@ class CBackend(Backend):
         opts["licence"] = opts["licence"] or UNKNOWN_LICENCE
         model = generate_model(program, target, opts["threads"], opts["licence"])
         return export_folder(program, model, wanted, Path(folder), opts)
+
+    def layers(self, program: Program, target: str, measured: bool, threads: int) -> Sequence[Layer]:
+        """A row a call: predicted for a machine of `cost.DEFAULT` peaks, or measured on this one's processor.
+
+        Raises UnsupportedOp for a program that C does not take whole, and TargetError as `compile` does.
+        """
+        missing = unsupported(program, target)
+        if missing:
+            raise refuse(program, missing, "leave them out of the comparison")
+        if not measured:
+            target_called(target)
+            return layers(program, lower(program, target, threads))
+        runs_here(target_called(target))
+        exe = compile_whole(program, target, find_compiler(), threads)
+        return exe.profile([example(program)], rounds=MEASURING_ROUNDS).layers
 
 
 def compile_whole(program: Program, target: str, compiler: Compiler, threads: int, tune: bool = False) -> CExecutable:
