@@ -17,9 +17,10 @@ from vqc.errors import PipelineError
 from vqc.learning.affine import Affine, Granularity
 from vqc.learning.checkpoint import Checkpoint
 from vqc.learning.labels import as_labels
+from vqc.learning.moments import ChannelStats
 from vqc.learning.motion import FLOWS, Motions, Target, flow_named
-from vqc.learning.rehearsal import Moments, Rehearsal, Weights, Window
-from vqc.learning.rollouts import twin_of, waves
+from vqc.learning.rehearsal import Rehearsal, Weights, Window
+from vqc.learning.rollouts import twin_of
 from vqc.learning.store import Store
 from vqc.learning.student import Student
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
@@ -44,22 +45,22 @@ class AffineCalibrate(Pass):
     pictures move. Valid before: quantize/dequantize pairs. Valid after: the same graph, new constants; a layer
     without a bias gets one.
 
-    Options: `start` - "closed": match moments first, in `waves` groups of layers from first to last (1: all at once);
-    "none". `granularity` of factors and shifts: "channel", or "layer" as in the paper. `iterations` of Adam (0: closed
-    form alone), each on `batch` windows of `frames` steps; `rate` of factors and shifts, `grid_rate` of the steps of
-    activations (0: they stay); both fall along a cosine. `results`: names of those that count ([]: all). `state`:
-    weight of the error of next states. `flow` - "none", "dense" (classical), "rife" (learned, fetches weights): whence
-    motion comes where the labels do not say; `flow_weight` of flicker along it; `flow_target` - "twin": changes that
-    the float network does not have; "absolute": all changes, as in the paper. `refresh`: every so many iterations
-    states are carried anew, what was learned is judged, and a checkpoint is written. `held`: the share of every clip
-    that is held out. `memory` in MB for what is kept of frames, more goes to disk; `recompute`: hold the values of one
-    step at a time, which takes a third longer.
+    Options: `start` - "closed": match moments first, from the first layer to the last, in `sweeps` rounds, each with
+    the states that the one before leads to; "none". `granularity` of factors and shifts: "channel", or "layer" as in
+    the paper. `iterations` of Adam (0: closed form alone), each on `batch` windows of `frames` steps; `rate` of factors
+    and shifts, `grid_rate` of the steps of activations (0: they stay); both fall along a cosine. `results`: names of
+    those that count ([]: all). `state`: weight of the error of next states. `flow` - "none", "dense" (classical),
+    "rife" (learned, fetches weights): whence motion comes where the labels do not say; `flow_weight` of flicker along
+    it; `flow_target` - "twin": changes that the float network does not have; "absolute": all changes, as in the paper.
+    `refresh`: every so many iterations states are carried anew, what was learned is judged, and a checkpoint is
+    written. `held`: the share of every clip that is held out. `memory` in MB for what is kept of frames, more goes to
+    disk; `recompute`: hold the values of one step at a time, which takes a third longer.
     """
 
     name: ClassVar[str] = "affine-calibrate"
     numerics: ClassVar[Numerics] = Lossy(5.0)
     start: Literal["closed", "none"] = "closed"
-    waves: int = 8
+    sweeps: int = 2
     granularity: Granularity = "channel"
     iterations: int = 80
     batch: int = 1
@@ -110,7 +111,7 @@ class AffineCalibrate(Pass):
             if getattr(self, option) not in allowed:
                 raise PipelineError(f"{self.name} has no {option} {getattr(self, option)!r}",
                                     way_out="use " + " or ".join(allowed))  # fmt: skip
-        for option, least in (("waves", 1), ("iterations", 0), ("batch", 1), ("frames", 1), ("refresh", 1)):
+        for option, least in (("sweeps", 1), ("iterations", 0), ("batch", 1), ("frames", 1), ("refresh", 1)):
             if getattr(self, option) < least:
                 raise PipelineError(f"option {option} of {self.name} is {getattr(self, option)}",
                                     way_out=f"give {least} or more")  # fmt: skip
@@ -173,28 +174,23 @@ class _Course:
             self._learn(first, adam)
         self.affine.restore(self.best)
 
-    def _judge(self, label: str, watched: Sequence[fx.Node] = ()) -> Moments:
+    def _judge(self, label: str) -> None:
         """Carry the state through all clips; what stands now is the best if its held-out error is the lowest."""
-        score, moments = self.rehearsal.rollout(self.affine.overrides(), {n: self.axes[n] for n in watched})
-        total = score.total(self.rehearsal.weights.flow)
+        total = self.rehearsal.rollout(self.affine.overrides()).total(self.rehearsal.weights.flow)
         self.told[label] = min(total, self.told.get(label, total))
         if not self.best or total < self.score:
             self.label, self.score, self.best = label, total, self.affine.tensors()
-        return moments
-
-    # ---- closed form -----------------------------------------------------------------------------------------------
 
     def _closed(self) -> None:
-        """Layers in groups, first to last, each fitted to inputs that the groups before it have mended already."""
-        groups = waves(list(self.affine.layers), self.options.waves) if self.options.start == "closed" else []
-        label = BEFORE
-        for i, group in enumerate(groups):
-            moments = self._judge(label, group)
-            for n in group:
-                self.affine.match(n, moments[n.name], self.rehearsal.moments[n.name])
-            label = CLOSED
-            self.context.report(f"{self.options.name} closed form", i + 1, len(groups))
-        self._judge(label)
+        """Layers first to last, each fitted to inputs that those before it have mended; then again from new states."""
+        self._judge(BEFORE)
+        for i in range(self.options.sweeps if self.options.start == "closed" else 0):
+            self.rehearsal.sweep(self.affine.overrides(), self.axes, self._fit)
+            self._judge(CLOSED)
+            self.context.report(f"{self.options.name} closed form", i + 1, self.options.sweeps)
+
+    def _fit(self, n: fx.Node, student: ChannelStats, count: int) -> tuple[Tensor, Tensor]:
+        return self.affine.match(n, student, self.rehearsal.moments[n.name], count)
 
     # ---- learning --------------------------------------------------------------------------------------------------
 
@@ -238,14 +234,13 @@ class _Course:
         tensors = {f"now {k}": v for k, v in self.affine.tensors().items()} | dict(adam)
         tensors |= {f"best {k}": v for k, v in self.best.items()}
         tensors["told"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
-        if self.context.shard.first:
-            self.checkpoint.save(step, tensors)
+        self.checkpoint.save(step, tensors)
 
     def _load(self) -> tuple[int, dict[str, Tensor]]:
         """(iterations done, the optimiser's state) of an earlier run of the same work, (0, {}) without one."""
         found = self.checkpoint.load()
         known = self.context.shard.gather(str(found[0] if found else -1).encode(), "looking for a checkpoint")
-        if found is None or len(set(known)) > 1:  # a machine without the file begins anew, and the others with it
+        if found is None or len(set(known)) > 1:  # processes killed at different steps begin anew together
             return 0, {}
         step, tensors = found
         told = json.loads(bytes(tensors.pop("told").tolist()))

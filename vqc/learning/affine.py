@@ -19,6 +19,7 @@ from vqc.learning.student import QuantizedLayer, Student
 aten = torch.ops.aten
 
 Granularity = Literal["channel", "layer"]
+ENOUGH = 256  # values of a channel for a variance to be matched: a squeezed layer has one a frame
 GAMMA = (0.25, 4.0)  # a closed-form factor outside says that a channel has been lost, not that it needs amplifying
 
 
@@ -103,13 +104,17 @@ class Affine(nn.Module):
         for n, layer in self.layers.items():
             layer.gain, layer.bias = tensors[f"gain {n.name}"].clone(), tensors[f"bias {n.name}"].clone()
 
-    def match(self, n: fx.Node, student: ChannelStats, twin: ChannelStats) -> int:
-        """Give layer `n` the factor and shift that match its moments to the twin's; how many factors were held."""
+    def match(self, n: fx.Node, student: ChannelStats, twin: ChannelStats, count: int) -> tuple[Tensor, Tensor]:
+        """Give layer `n` the factor and shift that match its moments to the twin's; returns both, float64 [O].
+
+        `count`: of how many values a moment is. A variance of few says little: then the shift alone is matched.
+        """
         gamma, _ = match_moments(twin, student)
-        held = gamma.clamp(*GAMMA)
-        held = self.layers[n].of_channels(held.view(-1, self.layers[n].scales).mean(0))
-        self.layers[n].compose(held, twin.mean - held * student.mean)
-        return int((gamma != gamma.clamp(*GAMMA)).sum())
+        gamma = gamma.clamp(*GAMMA) if count >= ENOUGH else torch.ones_like(gamma)
+        gamma = self.layers[n].of_channels(gamma.view(-1, self.layers[n].scales).mean(0))
+        beta = twin.mean - gamma * student.mean
+        self.layers[n].compose(gamma, beta)
+        return gamma, beta
 
     def overrides(self) -> dict[fx.Node, Callable[..., Any]]:
         """How to compute the program as it is now. Make it anew after every step of an optimiser."""

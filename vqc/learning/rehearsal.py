@@ -19,6 +19,9 @@ from vqc.learning.store import Store
 from vqc.program import Program, evaluate
 
 Overrides = Mapping[fx.Node, Callable[..., Any]]
+SAMPLES = (
+    12  # steps, of those that may be learned from, whose moments are matched; they are held in memory side by side
+)
 Window = tuple[int, int, int]  # clip, first step since its reset, steps
 
 
@@ -76,19 +79,22 @@ class Rehearsal:
         self.program, self.twin, self.parts, self.labels, self.motions = program, twin, parts, labels, motions
         self.results, self.weights, self.store = tuple(results), weights, store
         self.calls = program.calls
-        self.moments = Moments()  # of the twin's layers
+        self.moments = Moments()  # of the twin's layers, on the sampled steps
+        learned = [(c, t) for c, end in enumerate(parts.starts) for t in range(end)]
+        count = min(SAMPLES, len(learned))
+        self.sampled = [learned[(2 * i + 1) * len(learned) // (2 * count)] for i in range(count)]
         self._power: dict[int, float] = {}  # of each flat output of the twin
 
     # ---- the twin --------------------------------------------------------------------------------------------------
 
     def watch_twin(self, axes: Mapping[str, int], report: Callable[[int, int], None]) -> None:
-        """Run the twin once: keep its results, and the moments of its nodes `axes` (name -> channel axis)."""
+        """Run the twin once: keep its results, and of its nodes `axes` (name -> channel axis) the moments."""
         powers: dict[int, list[float]] = {}
         for done, (c, t, step, state) in enumerate(self._steps()):
             learns = self.parts.learns(c, t)
 
-            def see(n: fx.Node, value: Any, learns: bool = learns) -> None:
-                if learns and n.name in axes:
+            def see(n: fx.Node, value: Any, seen: bool = (c, t) in self.sampled) -> None:
+                if seen and n.name in axes:
                     self.moments.update(n.name, value, axes[n.name])
 
             out = evaluate(self.twin, step, state, see)
@@ -124,16 +130,11 @@ class Rehearsal:
         found = execute(self.program, self.calls, whole(self.program, step, state), set(nodes), overrides)
         return tuple(found[n] for n in nodes)
 
-    def rollout(self, overrides: Overrides, watched: Mapping[fx.Node, int] | None = None) -> tuple[Score, Moments]:
+    def rollout(self, overrides: Overrides) -> Score:
         """Run every clip from its reset, the student's state carried, and keep the states it meets on the way.
 
-        Returns the score of the held-out steps, and the moments of the nodes `watched` (-> channel axis) elsewhere.
+        Returns the score of the held-out steps.
         """
-        moments = Moments()
-        made = dict(overrides)
-        learns = True
-        for n, axis in (watched or {}).items():
-            made[n] = self._watching(n, axis, made, moments, lambda: learns)
         task: list[float] = []
         change: list[float] = []
         before: dict[int, Tensor] = {}
@@ -142,7 +143,7 @@ class Rehearsal:
                 learns = self.parts.learns(c, t)
                 if learns:
                     self.store.put(("state", c, t), tuple(state))
-                out = self._run(made, step, state)
+                out = self._run(overrides, step, state)
                 state[:] = [out[s.output] for s in self.program.states]
                 errors = {i: out[i] - z for i, z in self._targets(c, t)}
                 if not learns:
@@ -152,19 +153,37 @@ class Rehearsal:
                     if moved is not None:
                         change.append(self._mean_flicker(before, errors, moved).item())
                 before = errors
-        return Score(sum(task) / len(task), sum(change) / len(change) if change else 0.0), moments
+        return Score(sum(task) / len(task), sum(change) / len(change) if change else 0.0)
 
-    @staticmethod
-    def _watching(n: fx.Node, axis: int, made: Overrides, moments: Moments, learns: Callable[[], bool]) -> Any:
-        run: Any = made.get(n, n.target)
+    def sweep(self, overrides: Overrides, axes: Mapping[fx.Node, int],
+              fit: Callable[[fx.Node, ChannelStats, int], tuple[Tensor, Tensor]]) -> None:  # fmt: skip
+        """Run the sampled steps side by side, node by node, from the states of the last rollout.
 
-        def watch(*args: Any, **kwargs: Any) -> Any:
-            value = run(*args, **kwargs)
-            if learns():
-                moments.update(n.name, value, axis)
-            return value
-
-        return watch
+        At every node of `axes` (-> channel axis): `fit(node, moments, values a channel)` gives (gamma, beta), [C], and
+        what follows sees gamma y + beta. So each layer is fitted to inputs that are mended already, in one run of few
+        steps.
+        """
+        envs: list[dict[fx.Node, Any]] = []
+        for c, t in self.sampled:
+            envs.append(whole(self.program, self.parts.clips.clips[c][t], self.store.get(("state", c, t))))
+        last = {a: n for n in self.calls for a in n.all_input_nodes}
+        with torch.no_grad():
+            for n in self.calls:
+                values = [execute(self.program, [n], env, [n], overrides)[n] for env in envs]
+                if n in axes:
+                    moments = Moments()
+                    for v in values:
+                        moments.update(n.name, v, axes[n])
+                    channels = values[0].shape[axes[n]]
+                    count = sum(v.numel() for v in values) // channels
+                    shape = [channels if d == axes[n] else 1 for d in range(values[0].ndim)]
+                    gamma, beta = (x.float().view(shape) for x in fit(n, moments[n.name], count))
+                    values = [v * gamma + beta for v in values]
+                for env, v in zip(envs, values, strict=True):
+                    env[n] = v
+                    for a in n.all_input_nodes:
+                        if last[a] is n:
+                            env.pop(a, None)
 
     def _mean_flicker(self, now: Mapping[int, Tensor], then: Mapping[int, Tensor], motion: Any) -> Tensor:
         """Over the results that are pictures, each by the root of its power."""
