@@ -42,10 +42,8 @@ def _clips(records: Sequence[Record]) -> str:
     found: dict[str, str] = {}
     for r in records:
         for t in r["trials"]:
-            found.setdefault(f"{t['part']}: `{t['clip']}`", "")
-            for name, value in t["float_truth"].items():
-                if value is not None and name in (MATTE, REAL):
-                    found[f"{t['part']}: `{t['clip']}`"] = f" (float itself: {value:.2f} {name})"
+            values = [f" (float itself: {t['float_truth'][n]:.2f} {n})" for n in (MATTE, REAL) if n in t["float_truth"]]
+            found.setdefault(f"{t['part']}: `{t['clip']}`", "".join(values))  # of the first row, when lengths differ
     return " Played: " + "; ".join(k + v for k, v in found.items()) + "."
 
 
