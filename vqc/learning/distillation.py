@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from vqc.calibration.split import Split
 from vqc.learning.execute import execute, whole
-from vqc.learning.quantizers import annealed, rounding_regulariser
+from vqc.learning.quantizers import WeightQuantizer, annealed, rounding_regulariser
 from vqc.learning.store import Store
 from vqc.learning.student import Student
 from vqc.program import Program, evaluate
@@ -164,7 +164,7 @@ class Pupil:
                 learn(f"{n.name}.gain", layer.quantizer.gain, 0.1 * lesson.rate)
                 learn(f"{n.name}.bias", layer.bias, 0.3 * lesson.rate * max(size, 1e-3))
                 if lesson.weights == "rounding":
-                    layer.quantizer.begin()
+                    _begin(layer.quantizer)
                     learn(f"{n.name}.v", layer.quantizer.v, 3 * lesson.rate)
         self.optimiser = torch.optim.Adam(groups or [{"params": []}])
         self._roundings = [p for k, p in self.params.items() if k.endswith(".v")]
@@ -252,3 +252,11 @@ class Pupil:
                 if f"adam {name} {k}" in tensors:
                     self.optimiser.state[p][name] = tensors[f"adam {name} {k}"].clone()
         self.state = [tensors[f"state {i}"] for i in range(len(self.state))]
+
+
+def _begin(quantizer: WeightQuantizer) -> None:
+    """Learn from the integers that were given on; where those are the nearest ones, from the weight itself."""
+    nearest = (quantizer.below + (quantizer.v.detach() >= 0)).clamp(-quantizer.top, quantizer.top)
+    if not torch.equal(nearest, quantizer.given):
+        quantizer.start_from(quantizer.given)
+    quantizer.learned = True
