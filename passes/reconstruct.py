@@ -43,10 +43,14 @@ class Reconstruct(Pass):
 
     Options: `method` - "adaround": one layer at a time, roundings alone, activations in float (arXiv 2004.10568);
     "brecq": blocks, roundings first, then grids (arXiv 2102.05426); "qdrop": both together while half of the
-    activations stay float (arXiv 2203.05740). `loss` - "mse", or "fisher": squared gradients of the network's error weigh channels.
-    `iterations` of Adam for each block, each on `batch` windows of `frames` steps; `rate`, `grid_rate` of roundings and
-    grids; `strength` of the pull towards whole numbers against the block's first error; `layers` a block may hold;
-    `held`: the share of every clip that is held out; `memory` for activations in MB, more goes to disk.
+    activations stay float (arXiv 2203.05740). `loss` - "mse", or "fisher": squared gradients of the network's error
+    weigh channels. `iterations` of Adam for each block, each on `batch` windows of `frames` steps; `rate`, `grid_rate`
+    of roundings and grids; `rounding` - "straight": whole numbers forward, the gradient of AdaRound's soft rounding
+    backward; "soft": AdaRound's own, which takes many thousand iterations to come to whole numbers; `start` of the
+    roundings: from the float weight, or near the integers that are there (after `gptq`); `drop`: the share of
+    activations that qdrop leaves float; `strength` of the pull towards whole numbers, against the block's first error,
+    after a share `warm_up` of the iterations; `layers` a block may hold; `held`: the share of every clip that is held
+    out; `memory` for activations in MB, more goes to disk.
     """
 
     name: ClassVar[str] = "reconstruct"
@@ -56,9 +60,11 @@ class Reconstruct(Pass):
     iterations: int = 300
     batch: int = 1
     frames: int = 2
-    rate: float = 0.03
+    rate: float = 0.05
     grid_rate: float = 0.003
     drop: float = 0.5
+    rounding: Literal["straight", "soft"] = "straight"
+    start: Literal["float", "given"] = "float"
     strength: float = 1.0
     warm_up: float = 0.2
     layers: int = 6
@@ -114,6 +120,10 @@ class Reconstruct(Pass):
         if start == 0:
             return {"kept": "the block has no error to lower on these frames"}
         given = _snapshot(student, block)
+        if self.start == "given":
+            for n in block.layers:
+                quantizer = student.layers[n].quantizer
+                quantizer.start_from(quantizer.given)
         phases = self._phases()
         steps = sum(how.iterations for how in phases)
         gone = 0
@@ -136,7 +146,7 @@ class Reconstruct(Pass):
     def _phases(self) -> list[Learning]:
         def phase(iterations: int, drop: float, rounding: bool, grids: bool, real: bool) -> Learning:
             return Learning(iterations, self.batch, self.frames, drop, rounding, grids, self.rate, self.grid_rate,
-                            self.strength, self.warm_up, real)  # fmt: skip
+                            self.strength, self.warm_up, self.rounding == "straight", real)  # fmt: skip
 
         if self.method == "qdrop":
             return [phase(self.iterations, self.drop, True, True, False)]
@@ -150,7 +160,7 @@ class _Done:
     """The outcomes of the blocks so far, with what they learned, on disk after every block."""
 
     def __init__(self, checkpoint: Checkpoint, shard: Shard):
-        self.checkpoint, self.shard = checkpoint, shard
+        self.checkpoint = checkpoint
         self.outcomes: list[Outcome] = []
         self.tensors: dict[str, Tensor] = {}
         found = checkpoint.load()
@@ -165,8 +175,7 @@ class _Done:
         if "gain" in outcome:
             self.tensors |= _snapshot(student, block)
         text = torch.tensor(list(json.dumps(self.outcomes).encode()), dtype=torch.uint8)
-        if self.shard.first:
-            self.checkpoint.save(len(self.outcomes), self.tensors | {"outcomes": text})
+        self.checkpoint.save(len(self.outcomes), self.tensors | {"outcomes": text})
 
     def restore(self, student: Student, block: Block) -> None:
         if all(k in self.tensors for k in _parameters(student, block)) and block.layers:

@@ -6,6 +6,7 @@ import torch
 from handmade import Hand, aten
 
 import vqc
+from vqc.pipeline import rollout
 from vqc.program import Program
 
 
@@ -15,8 +16,7 @@ def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
     x = torch.rand(shape, generator=g)
     for _ in range(2):
         x = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
-    x = (x - x.amin()) / (x.amax() - x.amin())
-    return x
+    return (x - x.amin()) / (x.amax() - x.amin())
 
 
 def clip(frames: int, channels: int = 3, size: int = 16, seed: int = 0) -> list[torch.Tensor]:
@@ -51,15 +51,16 @@ def recurrent(channels: int = 8, size: int = 16, seed: int = 0) -> Program:
     return h.done(y, states=[new])
 
 
-def low_bits(program: Program, clips: list, text: str = "weight_bits=3,weight_method=mse") -> Program:
+def low_bits(program: Program, clips: list, text: str = "weight_bits=4,weight_method=mse") -> Program:
     """The program with quantize/dequantize pairs."""
     return vqc.apply(program, f"observe,quantize{{{text}}}", calibration=clips)
 
 
 def error(program: Program, twin: Program, steps: list) -> float:
-    """Mean squared error of the results over a clip, each program with its own state, by the power of the twin's."""
-    from vqc.pipeline import rollout
-
+    """Mean squared error of results and next states over a clip, by the twin's power, each with its own state."""
     got, want = rollout(program, [[s] for s in steps]), rollout(twin, [[s] for s in steps])
-    lost = sum(float((a[0] - b[0]).square().mean()) for a, b in zip(got, want, strict=True))
-    return lost / sum(float(b[0].square().mean()) for b in want)
+    found = []
+    for i in range(len(want[0])):
+        lost = sum(float((a[i] - b[i]).square().mean()) for a, b in zip(got, want, strict=True))
+        found.append(lost / sum(float(b[i].square().mean()) for b in want))
+    return sum(found) / len(found)

@@ -55,9 +55,21 @@ def test_a_weight_starts_as_given_and_softly_as_in_float():
 def test_starting_from_other_integers():
     _, q, given = weight()
     q.learned = True
-    other = (q.below + torch.randint(0, 2, given.shape)).to(torch.int8)
+    other = (q.below + torch.randint(-2, 4, given.shape)).clamp(-q.top, q.top).to(torch.int8)
     q.start_from(other)
     assert torch.equal(q.integers(), other)
+
+
+def test_straight_weights_are_whole_and_have_the_soft_gradient():
+    _, q, _ = weight()
+    q.learned = True
+    whole, soft = q(straight=True), q()
+    torch.testing.assert_close(whole.detach(), q(soft=False).detach())
+    g = torch.randn(whole.shape)
+    inside = q.below.abs() < q.top  # at the end of the grid the clamp has none
+    (grad,) = torch.autograd.grad((whole * g).sum(), q.v)
+    (want,) = torch.autograd.grad((soft * g).sum(), q.v)
+    torch.testing.assert_close(grad[inside], want[inside])
 
 
 @settings(max_examples=30, deadline=None)
@@ -84,7 +96,7 @@ def test_channel_grids_do_not_learn():
 
 
 def test_gradients_are_those_of_lsq():
-    """d/ds: round(x/s) - x/s inside, the end of the grid less the zero point outside; d/dz: -s outside; d/dx: 1 inside."""
+    """d/ds: round(x/s) - x/s inside, the grid's end less the zero point outside; d/dz: -s outside; d/dx: 1 inside."""
     x = torch.tensor([-5.0, -0.33, 0.2, 1.27, 9.0], requires_grad=True)
     q = ActivationQuantizer(torch.tensor([0.5]), torch.tensor([3]), 7)
     g = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])

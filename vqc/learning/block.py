@@ -31,6 +31,7 @@ class Learning:
     `iterations` steps of Adam, each on `batch` windows of `frames` consecutive frames. `drop`: the share of activations
     that stay float (QDrop; 0: none). `rounding`, `grids`: which parameters learn, at `rate` and `grid_rate`. `strength`
     of the rounding regulariser against the loss at the start; `warm_up`: the share of iterations without it.
+    `straight`: weights are whole numbers while they learn, not soft ones.
     """
 
     iterations: int
@@ -43,6 +44,7 @@ class Learning:
     grid_rate: float
     strength: float
     warm_up: float
+    straight: bool
     float_activations: bool = False
 
 
@@ -144,7 +146,7 @@ class BlockLearner:
             keep = _everything
         elif how.drop:
             keep = partial(self._mask, generator=generator)
-        overrides = self.student.overrides(self.block.nodes, soft=True, keep=keep)
+        overrides = self.student.overrides(self.block.nodes, soft=True, straight=how.straight, keep=keep)
         losses = []
         for at in range(first, min(first + frames, self.split.starts[c])):
             inputs = self.frontier.inputs("low", self.block, (c, at))

@@ -50,6 +50,8 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.axis, self.top = axis, top
         self.below: Tensor
+        self.latent: Tensor
+        self.register_buffer("latent", latent)
         self.register_buffer("below", torch.floor(latent).clamp(-top, top - 1))
         self.register_buffer("scale", scale)
         self.register_buffer("given", rounding.to(torch.float32))
@@ -64,18 +66,16 @@ class WeightQuantizer(nn.Module):
         shape[self.axis] = -1
         return values.view(shape)
 
-    def start_from(self, rounding: Tensor, confidence: float = 0.75) -> None:
-        """Begin where other integers (of GPTQ, say) are, as far as one step reaches: h lies `confidence` towards them."""
-        up = (rounding.float() - self.below).clamp(0, 1)
-        with torch.no_grad():
-            self.v.copy_(inverse_soft_round(0.5 + (up - 0.5) * confidence))
+    def start_from(self, given: Tensor, confidence: float = 0.75) -> None:
+        """Begin at other integers (of GPTQ, say): h lies `confidence` towards them.
 
-    def begin(self) -> None:
-        """Learn from the integers that were given on; where those are the nearest ones, from the weight itself."""
-        nearest = (self.below + (self.v.detach() >= 0)).clamp(-self.top, self.top)
-        if not torch.equal(nearest, self.given):
-            self.start_from(self.given)
-        self.learned = True
+        The choice is then between each of them and its neighbour on the side of the float weight.
+        """
+        with torch.no_grad():
+            given = given.float()
+            self.below.copy_(torch.where(given > self.latent, given - 1, given).clamp(-self.top, self.top - 1))
+            up = (given - self.below).clamp(0, 1)
+            self.v.copy_(inverse_soft_round(0.5 + (up - 0.5) * confidence))
 
     def integers(self) -> Tensor:
         """int8, as they are now."""

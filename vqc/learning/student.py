@@ -117,7 +117,8 @@ class Student:
                   ) -> dict[fx.Node, Callable[..., Any]]:  # fmt: skip
         """How to compute the quantizers' nodes among `nodes` (all, if None).
 
-        `soft`, `straight`: weights as `WeightQuantizer` says. `keep(x)` draws which values of an activation stay as they are (QDrop).
+        `soft`, `straight`: weights as `WeightQuantizer` says. `keep(x)` draws which values of an activation stay as
+        they are (QDrop).
         """
         inside = None if nodes is None else set(nodes)
         made: dict[fx.Node, Callable[..., Any]] = {}
