@@ -54,6 +54,7 @@ class Quantize(Pass):
     "float" keeps the layers that make the results directly; `keep`: names of nodes or modules (shell patterns) kept
     float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other; `edge_bits`: bits of
     weights and activations of the layers that a picture reaches first or that make the results (0: as everywhere);
+    a layer's `meta["bits"]` (`allocate-bits`) come before all of these;
     `frames`: one scale and zero point for each frame slot (PMQ-VE), where `observe{policy=frame}` kept them apart.
     Along the channels of a conv2d they go into the weight, unless channel scales promise less noise; elsewhere they
     stay in the graph, which integer kernels do not take.
@@ -86,8 +87,7 @@ class Quantize(Pass):
             assert isinstance(x, fx.Node)
             reason = self._kept(n, tail)
             quant: ActivationQuant | None = None
-            bits = self.edge_bits if n in edges else self.activation_bits
-            weight_bits = self.edge_bits if n in edges else self.weight_bits
+            weight_bits, bits = self._bits(n, edges)
             if reason is None:
                 quant, reason = self._activation(program, n, x, known, slots.get(x), bits, weight_bits)
             if reason is None and quant is not None:
@@ -111,6 +111,12 @@ class Quantize(Pass):
             if n.target in FLOAT_ONLY:
                 result.decline(n, f"there is no integer kernel for {op_text(n.target)}")
         return result
+
+    def _bits(self, n: fx.Node, edges: set[fx.Node]) -> tuple[int, int]:
+        """Of the layer's weight and of its input."""
+        if "bits" in n.meta:
+            return n.meta["bits"]
+        return (self.edge_bits, self.edge_bits) if n in edges else (self.weight_bits, self.activation_bits)
 
     def _kept(self, n: fx.Node, tail: set[fx.Node]) -> str | None:
         for pattern in self.keep:
