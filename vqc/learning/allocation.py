@@ -33,31 +33,28 @@ def least(errors: Table, costs: Table) -> float:
 def lower_bound(errors: Table, costs: Table, budget: float) -> float:
     """The Lagrangian bound: no choice within the budget has a smaller sum of errors.
 
-    max over lambda >= 0 of sum_l min_c (errors + lambda * costs) - lambda * budget, a concave function with few
-    breakpoints: the steps at which a layer changes its option. They are searched by bisection of the slope's sign.
+    max over lambda >= 0 of sum_l min_c (errors + lambda * costs) - lambda * budget, a concave function of straight
+    pieces that end where a layer changes its option; bisection of the slope's sign finds its top.
     """
-    usable = np.where(np.isfinite(errors), errors, np.inf)
+    rows = np.arange(len(costs))
 
     def dual(factor: float) -> tuple[float, float]:
-        values = usable + factor * costs
-        best = values.argmin(1)
-        rows = np.arange(len(costs))
-        return float(values[rows, best].sum() - factor * budget), float(costs[rows, best].sum() - budget)
+        best = (errors + factor * costs).argmin(1)
+        over = float(costs[rows, best].sum() - budget)
+        return float(errors[rows, best].sum()) + factor * over, over
 
+    value, slope = dual(0.0)
+    if slope <= 0:
+        return value
     low, high = 0.0, 1.0
-    found = dual(low)[0]
-    for _ in range(200):  # beyond the last breakpoint every layer is at its cheapest and the slope is not positive
-        value, slope = dual(high)
-        found = max(found, value)
-        if slope <= 0:
+    for _ in range(200):  # beyond the last step every layer is at its cheapest, where the slope is not positive
+        if dual(high)[1] <= 0:
             break
         low, high = high, 2 * high
     for _ in range(200):
         middle = (low + high) / 2
-        value, slope = dual(middle)
-        found = max(found, value)
-        low, high = (middle, high) if slope > 0 else (low, middle)
-    return found
+        low, high = (middle, high) if dual(middle)[1] > 0 else (low, middle)
+    return max(dual(low)[0], dual(high)[0])
 
 
 def solve(errors: Table, costs: Table, budget: float) -> list[int]:
