@@ -72,7 +72,7 @@ _NNCF = ("onnx", "onnxscript", "openvino", "nncf")
 
 def rows() -> dict[str, Row]:
     """All rows by name: every calibrated recipe, rounding to nearest, the peers."""
-    found = [Row(n, "recipe", n) for n, r in RECIPES.items() if r.needs_calibration]
+    found = [Row(n, "recipe", n) for n, r in RECIPES.items() if r.needs_calibration and not n.endswith("-full")]
     found += [Row(f"nearest-{m}-w{w}a{a}", "nearest", nearest(m, w, a)) for w, a in BITS for m in METHODS]
     found.append(Row("onnxruntime-static", "peer", packages=("onnx", "onnxscript", "onnxruntime")))
     found += [
@@ -98,6 +98,7 @@ class Trial:
 
 
 COMPOSITES = 24  # frames of a composite at most
+STRETCHES = 4  # of a calibration clip: scenes and poses differ along it
 
 
 def trials(case: Case, net: Network, count: int, quick: bool) -> Iterator[Trial]:
@@ -123,6 +124,14 @@ def trials(case: Case, net: Network, count: int, quick: bool) -> Iterator[Trial]
 
 def _read(name: str, count: int, size: tuple[int, int]) -> Tensor:
     return video.read_clip(video.clip(name), count, size)
+
+
+def _stretches(name: str, count: int, reach: int, size: tuple[int, int]) -> list[Tensor]:
+    """Stretches of a known clip with inputs for `count` steps together, spread over its length."""
+    each = max(2, count // STRETCHES) + reach
+    last = video.CLIPS[name].frames - each
+    starts = [last * i // (STRETCHES - 1) for i in range(STRETCHES)]
+    return [video.read_clip(video.clip(name), each, size, start=start) for start in starts]
 
 
 def _person(net: Network, clip: Tensor) -> Tensor:
@@ -273,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     row = Row(given.row, "recipe", given.pipeline) if given.pipeline else rows()[given.row]
     net = network(case.model, case.size)
     count = min(given.frames, case.most)
-    calibration = [_read(n, count + net.reach, case.size) for n in case.calibration]
+    calibration = [c for n in case.calibration for c in _stretches(n, count, net.reach, case.size)]
     record = measure(row, net, calibration, trials(case, net, count, given.quick),
                      lambda trial: float_playback(net, trial, given.cache), given.strips)  # fmt: skip
     record["calibration"] = ", ".join(case.calibration)

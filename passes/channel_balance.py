@@ -8,15 +8,17 @@ hurt elsewhere, because the weight then has to span them. `balance` predicts bot
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 from vqc.calibration import Statistics
 from vqc.learning.channels import channel_view
-from vqc.program import Program
+from vqc.program import Program, shape_of
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)  # scale_c ~ range_c ** exponent; 0 is one scale for the tensor
+QUIET = 1.0  # of what the louder channels' range promises is the least that any channel gets
 GAIN = 0.5  # channel scales are taken when they leave at most this share of the noise
 
 
@@ -43,11 +45,13 @@ class ActivationQuant:
 
 
 def balance(program: Program, n: fx.Node, seen: Statistics, levels: int, weight_bits: int,
-            always: bool = False) -> ActivationQuant | None:  # fmt: skip
+            always: bool = False, headroom: float = 0.0,
+            reach: torch.Tensor | None = None) -> ActivationQuant | None:  # fmt: skip
     """Channel scales for the input of conv2d `n`, or None when one scale for the tensor is as good.
 
     The noise of a result is the sum over taps of (step of x)^2 / 12 * w^2 + (step of w)^2 / 12 * mean x^2, both steps
-    uniform roundings; `seen` gives ranges and mean squares per channel.
+    uniform roundings; `seen` gives ranges and mean squares per channel. `headroom`: ranges are wider by this share.
+    `reach`: float64 [C], `vqc.passes.channel_reach` of the input (None: all channels reach equally far).
     """
     weight = program.constant(n.args[1])
     if weight is None or seen.low is None or seen.high is None:
@@ -55,6 +59,8 @@ def balance(program: Program, n: fx.Node, seen: Statistics, levels: int, weight_
     low, high = torch.from_numpy(seen.low).clamp(max=0), torch.from_numpy(seen.high).clamp(min=0)
     if len(low) < 2:
         return None
+    low, high = _speaking(low, high, torch.ones_like(low) if reach is None else reach, channel_groups(n.args[0]))
+    low, high = low * (1 + headroom), high * (1 + headroom)
     power = torch.from_numpy(seen.mean_square)
     w = weight.double()
     plain = _noise(w, n, *_scales(low, high, 0.0, levels)[:1], power, weight_bits)
@@ -66,6 +72,28 @@ def balance(program: Program, n: fx.Node, seen: Statistics, levels: int, weight_
     if not always and best[0] > GAIN * plain:
         return None
     return ActivationQuant(best[1], best[2].to(torch.int64), levels)
+
+
+def channel_groups(x: Any) -> list[int]:
+    """How many channels each operand of a (nested) concat brings to `x`, in order; one number for any other tensor."""
+    if isinstance(x, fx.Node) and x.target is torch.ops.aten.cat.default and len(x.args) > 1 and x.args[1] == 1:
+        return [count for part in x.args[0] for count in channel_groups(part)]  # type: ignore[union-attr]
+    return [shape_of(x)[1]]
+
+
+def _speaking(low: torch.Tensor, high: torch.Tensor, reach: torch.Tensor, groups: list[int]
+              ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Ranges in which a channel that calibration hardly heard may still speak on another clip.
+
+    A channel gets at least a share of what the louder quarter of its group would give it by their reach. Operands of a
+    concat are groups of their own: a picture says nothing about a flow.
+    """
+    lows, highs = [], []
+    for lo, hi, r in zip(low.split(groups), high.split(groups), reach.split(groups), strict=True):
+        r = r.clamp_min(1e-6)
+        lows.append(torch.minimum(lo, r * (lo / r).quantile(0.25) * QUIET))
+        highs.append(torch.maximum(hi, r * (hi / r).quantile(0.75) * QUIET))
+    return torch.cat(lows), torch.cat(highs)
 
 
 def expected_noise(program: Program, n: fx.Node, seen: Statistics, quant: ActivationQuant, weight_bits: int) -> float:

@@ -16,6 +16,7 @@ from vqc.calibration.weights import WeightMethod, weight_scales
 from vqc.frames import frame_layout
 from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
 from vqc.passes.channel_balance import ActivationQuant, balance, channel_view, expected_noise
+from vqc.passes.channel_reach import reaches
 from vqc.passes.observe import quantizable
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
 from vqc.program import Program, op_text, shape_of
@@ -52,12 +53,13 @@ class Quantize(Pass):
     `vqc.calibration.weights`: "minmax", or a smaller step by the search "mse" or "omse"; `granularity` "tensor",
     "channel", or "auto": per channel where the noise expected in the layer's result falls to less than half; `tail`
     "float" keeps the layers that make the results directly; `keep`: names of nodes or modules (shell patterns) kept
-    float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other; `edge_bits`: bits of
+    float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other; `headroom`: what
+    ranges are wider than calibration saw, as a share of them, for clips that go further; `edge_bits`: bits of
     weights and activations of the layers that a picture reaches first or that make the results (0: as everywhere);
-    a layer's `meta["bits"]` (`allocate-bits`) come before all of these;
-    `frames`: one scale and zero point for each frame slot (PMQ-VE), where `observe{policy=frame}` kept them apart.
-    Along the channels of a conv2d they go into the weight, unless channel scales promise less noise; elsewhere they
-    stay in the graph, which integer kernels do not take.
+    a layer's `meta["bits"]` (`allocate-bits`) come before all of these; `frames`: one scale and zero point for each
+    frame slot (PMQ-VE), where `observe{policy=frame}` kept them apart. Along the channels of a conv2d they go into
+    the weight, unless channel scales promise less noise; elsewhere they stay in the graph, which integer kernels do
+    not take.
     """
 
     name: ClassVar[str] = "quantize"
@@ -70,6 +72,7 @@ class Quantize(Pass):
     tail: Literal["float", "quantized"] = "float"
     keep: tuple[str, ...] = ()
     pixels: int = 256
+    headroom: float = 0.1
     edge_bits: int = 0
     frames: bool = False
 
@@ -81,6 +84,7 @@ class Quantize(Pass):
         edges = ends | first_layers(program) if self.edge_bits else set()
         layout = frame_layout(program)
         slots = {n: slots_of(n, layout) for n in program.nodes if _kept_apart(n)}
+        reach = reaches(program, [n.args[0] for n in quantizable(program)])  # before weights become integers
         made: dict[tuple[Any, ...], fx.Node] = {}
         for n in quantizable(program):
             x = n.args[0]
@@ -89,7 +93,7 @@ class Quantize(Pass):
             quant: ActivationQuant | None = None
             weight_bits, bits = self._bits(n, edges)
             if reason is None:
-                quant, reason = self._activation(program, n, x, known, slots.get(x), bits, weight_bits)
+                quant, reason = self._activation(program, n, x, known, slots.get(x), bits, weight_bits, reach[x])
             if reason is None and quant is not None:
                 reason = _overflow(program, n, quant, weight_bits)
             if reason is not None or quant is None:
@@ -125,7 +129,8 @@ class Quantize(Pass):
         return "it makes a result directly (tail=float)" if n in tail else None
 
     def _activation(self, program: Program, n: fx.Node, x: fx.Node, known: dict[fx.Node, Range], slots: Slots | None,
-                    bits: int, weight_bits: int) -> tuple[ActivationQuant | None, str | None]:  # fmt: skip
+                    bits: int, weight_bits: int, reach: torch.Tensor
+                    ) -> tuple[ActivationQuant | None, str | None]:  # fmt: skip
         levels = 2**bits
         conv2d = n.target is aten.conv2d.default
         grid = pixel_grid(program, x, self.pixels) if self.pixels and conv2d and self.pixels <= levels else None
@@ -139,14 +144,16 @@ class Quantize(Pass):
         total = whole_of(observed, slots)
         balanced = slotted = None
         if conv2d and self.granularity != "tensor":
-            balanced = balance(program, n, total, levels, weight_bits, always=self.granularity == "channel")
+            balanced = balance(program, n, total, levels, weight_bits, always=self.granularity == "channel",
+                               headroom=self.headroom, reach=reach)  # fmt: skip
         if self.frames and slots is not None:
             slotted = self._by_slot(n, observed, slots, bits)
         if balanced is not None and slotted is not None and slotted.per_channel:
             return min(slotted, balanced, key=lambda q: expected_noise(program, n, total, q, weight_bits)), None
         if slotted is not None or balanced is not None:
             return slotted or balanced, None
-        return _from_range(*find_range(total, self.method, bits), levels), None
+        low, high = find_range(total, self.method, bits)
+        return _from_range(low * (1 + self.headroom), high * (1 + self.headroom), levels), None
 
     def _by_slot(self, n: fx.Node, observed: Observed, slots: Slots, bits: int) -> ActivationQuant | None:
         """Bounds of each frame slot by the range rule; None where they run along what the layer sums over."""

@@ -18,6 +18,66 @@ class Recipe:
 _FLOAT = "canonicalize,fold-constants,fold-bn,canonicalize"
 _INTEGER = "lower-integer,exact-float,canonicalize"
 
+# Rounding to nearest of fewer than 8 bits wants the search for weight scales. First and last layers keep 8 bits where
+# activations have fewer: a picture in 4 bits is another picture.
+_W4A8 = "observe,quantize{weight_bits=4,weight_method=mse}"
+_W3A8 = "observe,quantize{weight_bits=3,weight_method=mse,edge_bits=8}"
+_W4A4 = "observe,quantize{weight_bits=4,activation_bits=4,method=mse,weight_method=mse,headroom=0.0,edge_bits=8}"
+
+
+def _slots(bits: int) -> str:
+    given = f"weight_bits={bits},activation_bits={bits},method=btbi,weight_method=mse,headroom=0.0,"
+    return f"observe{{policy=frame}},quantize{{{'' if bits == 8 else given}granularity=tensor,frames=true,edge_bits=8}}"
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A recipe that learns, as `name` (minutes on two cores) and as `name-full` (hours, or a larger machine)."""
+
+    name: str
+    start: str
+    quick: str
+    full: str
+    about: str
+
+    def recipes(self) -> tuple[Recipe, Recipe]:
+        def text(learning: str) -> str:
+            return ",".join(filter(None, (_FLOAT, self.start, learning, _INTEGER)))
+
+        return (Recipe(self.name, text(self.quick), self.about, True),
+                Recipe(f"{self.name}-full", text(self.full), f"{self.about}; long", True))  # fmt: skip
+
+
+_BLOCKS = "reconstruct{iterations=60,drop=0.0}"
+_MANY_BLOCKS = "reconstruct{iterations=2000,batch=4,frames=4,drop=0.0}"
+_GATES = "affine-calibrate{iterations=40,flow=dense}"
+_MANY_GATES = "affine-calibrate{iterations=880,batch=4,flow=dense}"
+_GPTQ = "gptq{alpha=0.25}"
+
+_LEARNED = (
+    _Learned("gptq-w4", _W4A8, _GPTQ, "gptq{alpha=0.25,waves=24}",
+             "4-bit weights that make up for each other's rounding (GPTQ, GPTAQ), 8-bit activations"),
+    _Learned("foem-w4", _W4A8, "gptq{beta=0.1}", "gptq{beta=0.1,waves=24}",
+             "as gptq-w4, held back towards the float weights (FOEM): for few calibration frames"),
+    _Learned("foem-w3", _W3A8, "gptq{beta=0.1}", "gptq{beta=0.1,waves=24}", "as foem-w4, with 3-bit weights"),
+    _Learned("ptq4vm-w8a8", "observe,quantize", f"{_BLOCKS},{_GATES}", f"{_MANY_BLOCKS},{_MANY_GATES}",
+             "8 bits, blocks reconstructed and calibrated together for steady pictures (PTQ4VM)"),
+    _Learned("ptq4vm-w4a8", _W4A8, f"{_GPTQ},reconstruct{{iterations=60,drop=0.0,start=given}},{_GATES}",
+             f"{_GPTQ},{_MANY_BLOCKS.replace('drop', 'start=given,drop')},{_MANY_GATES}",
+             "as ptq4vm-w8a8, with 4-bit weights"),
+    _Learned("ptq4vm-w4a4", _W4A4, f"{_BLOCKS.replace('0.0', '0.5')},{_GATES}",
+             f"{_MANY_BLOCKS.replace('0.0', '0.5')},{_MANY_GATES}", "as ptq4vm-w4a8, with 4-bit activations"),
+    _Learned("pmqve-w8a8", _slots(8), "", "distill{steps=1000,rate=0.002,feature_weight=0.5,looks=10}",
+             "8 bits, bounds for each frame of a window (PMQ-VE)"),
+    _Learned("pmqve-w4a4", _slots(4), "distill{steps=60,feature_weight=0.5,train_weights=scales,looks=3}",
+             "distill{teachers=[8],steps=2000,teacher_steps=500,rate=0.002,feature_weight=0.5,train_weights=scales,"
+             "looks=10}", "4 bits, bounds for each frame of a window, learned from teachers of more bits (PMQ-VE)"),
+    _Learned("pmqve-w2a2", _slots(2),
+             "distill{teachers=[8,4],steps=60,teacher_steps=30,feature_weight=0.5,train_weights=scales,looks=3}",
+             "distill{teachers=[8,4],steps=2000,teacher_steps=500,rate=0.002,feature_weight=0.5,train_weights=scales,"
+             "looks=10}", "as pmqve-w4a4, with 2 bits"),
+)  # fmt: skip
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -27,5 +87,6 @@ RECIPES: dict[str, Recipe] = {
                needs_calibration=True),
         Recipe("int8-all", f"{_FLOAT},observe,quantize{{tail=quantized}},{_INTEGER}",
                "as int8, with the layers that make the results in 8 bits as well", needs_calibration=True),
+        *(r for learned in _LEARNED for r in learned.recipes()),
     )
 }  # fmt: skip
