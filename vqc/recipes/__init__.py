@@ -26,8 +26,8 @@ _W4A4 = "observe,quantize{weight_bits=4,activation_bits=4,method=mse,weight_meth
 
 
 def _slots(bits: int) -> str:
-    given = f"weight_bits={bits},activation_bits={bits},method=btbi,weight_method=mse,headroom=0.0,"
-    return f"observe{{policy=frame}},quantize{{{'' if bits == 8 else given}granularity=tensor,frames=true,edge_bits=8}}"
+    few = f"weight_bits={bits},activation_bits={bits},method=btbi,weight_method=mse,granularity=tensor,headroom=0.0"
+    return f"observe{{policy=frame}},quantize{{{'granularity=tensor' if bits == 8 else few},edge_bits=8,frames=true}}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class _Learned:
 
 _BLOCKS = "reconstruct{iterations=60,drop=0.0}"
 _MANY_BLOCKS = "reconstruct{iterations=2000,batch=4,frames=4,drop=0.0}"
+_DROP_BLOCKS = "reconstruct{iterations=60}"  # half of the activations stay float while it learns: 4-bit ones need that
+_MANY_DROP_BLOCKS = "reconstruct{iterations=2000,batch=4,frames=4}"
 _GATES = "affine-calibrate{iterations=40,flow=dense}"
 _MANY_GATES = "affine-calibrate{iterations=880,batch=4,flow=dense}"
 _GPTQ = "gptq{alpha=0.25}"
@@ -63,10 +65,10 @@ _LEARNED = (
     _Learned("ptq4vm-w8a8", "observe,quantize", f"{_BLOCKS},{_GATES}", f"{_MANY_BLOCKS},{_MANY_GATES}",
              "8 bits, blocks reconstructed and calibrated together for steady pictures (PTQ4VM)"),
     _Learned("ptq4vm-w4a8", _W4A8, f"{_GPTQ},reconstruct{{iterations=60,drop=0.0,start=given}},{_GATES}",
-             f"{_GPTQ},{_MANY_BLOCKS.replace('drop', 'start=given,drop')},{_MANY_GATES}",
+             f"{_GPTQ},{_MANY_BLOCKS.replace('0.0', '0.0,start=given')},{_MANY_GATES}",
              "as ptq4vm-w8a8, with 4-bit weights"),
-    _Learned("ptq4vm-w4a4", _W4A4, f"{_BLOCKS.replace('0.0', '0.5')},{_GATES}",
-             f"{_MANY_BLOCKS.replace('0.0', '0.5')},{_MANY_GATES}", "as ptq4vm-w4a8, with 4-bit activations"),
+    _Learned("ptq4vm-w4a4", _W4A4, f"{_DROP_BLOCKS},{_GATES}", f"{_MANY_DROP_BLOCKS},{_MANY_GATES}",
+             "as ptq4vm-w4a8, with 4-bit activations"),
     _Learned("pmqve-w8a8", _slots(8), "", "distill{steps=1000,rate=0.002,feature_weight=0.5,looks=10}",
              "8 bits, bounds for each frame of a window (PMQ-VE)"),
     _Learned("pmqve-w4a4", _slots(4), "distill{steps=60,feature_weight=0.5,train_weights=scales,looks=3}",

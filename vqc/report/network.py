@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vqc.errors import CaptureError, InputError
+from vqc.frames import Frames
 from vqc.models import MODELS, ModelEntry
 
 
@@ -55,6 +56,19 @@ class Network:
         """Frames lie in [0, 1]: the range of every argument that takes them."""
         names = list(inspect.signature(self.module.forward).parameters)
         return dict.fromkeys(names[: len(self.example)], (0.0, 1.0))
+
+    @property
+    def frames(self) -> dict[str, Frames]:
+        """Where time is in the arguments that take several frames: slots of a window, or an axis."""
+        names = list(inspect.signature(self.module.forward).parameters)
+        count = len(self.example)
+        found = {}
+        for i, (name, x) in enumerate(zip(names, self.example, strict=False)):
+            if x.ndim == 5:
+                found[name] = Frames("axis", axis=1, count=x.shape[1], slots=x.shape[1])
+            elif count > 1:
+                found[name] = Frames("slot", index=i, count=count)
+        return found
 
     def steps(self, clip: Tensor) -> list[tuple[Tensor, ...]]:
         """The inputs of every step that a clip [T,3,H,W] in [0,1] has frames for. Raises InputError if it has none."""
