@@ -33,7 +33,6 @@ Sensitivity = Literal["fisher", "measured"]
 Bits = tuple[int, int]  # of weights, of activations
 
 TRIED = 8  # swaps in a round of repair
-TIGHTENED = 8  # times that a latency budget is lowered by what sharing between layers adds
 
 
 @register
@@ -95,10 +94,10 @@ class AllocateBits(Pass):
         if not layers:
             return result
         budget = self._budget(program, layers, choices, trials, step, context)
-        search = _Search(self, layers, options, budget,
+        search = _Search(self, layers, choices, options, budget,
                          Stage(program, learned_stretches(parts, self.frames), states=True),
                          Stage(program, held_stretches(parts, self.frames), states=False), context)  # fmt: skip
-        chosen = search.run(choices)
+        chosen = search.run()
         for n, option in zip(layers, chosen, strict=True):
             n.meta["bits"] = choices[option]
             result.count("W{}A{}".format(*choices[option]))
@@ -198,19 +197,20 @@ class _Budget:
 class _Search:
     """Sensitivities, the integer programme, and what measuring its answer as a whole makes of it."""
 
-    def __init__(self, options: AllocateBits, layers: Sequence[fx.Node],
+    def __init__(self, options: AllocateBits, layers: Sequence[fx.Node], choices: Sequence[Bits],
                  replaced: Sequence[dict[fx.Node, Replacement]], budget: _Budget, learned: Stage, held: Stage,
                  context: PassContext):  # fmt: skip
-        self.options, self.layers, self.replaced, self.budget = options, layers, replaced, budget
+        self.options, self.layers, self.choices = options, layers, choices
+        self.replaced, self.budget = replaced, budget
         self.learned, self.held, self.context = learned, held, context
         self.notes: list[str] = []
         self.table: Table = np.zeros(budget.costs.shape)
 
-    def run(self, choices: Sequence[Bits]) -> list[int]:
+    def run(self) -> list[int]:
         self.table = self._sensitivities()
         chosen = self._solve()
         named = {"the integer programme's choice": chosen}
-        for option, bits in enumerate(choices):
+        for option, bits in enumerate(self.choices):
             uniform = [option] * len(self.layers)
             if np.isfinite(self.table[:, option]).all() and uniform != chosen and self.budget.fits(uniform):
                 named["W{}A{} everywhere".format(*bits)] = uniform
@@ -242,25 +242,33 @@ class _Search:
 
     def _solve(self) -> list[int]:
         budget = self.budget
-        limit = budget.limit
-        for _ in range(TIGHTENED):
-            room = limit - budget.fixed
-            reached = least(self.table, budget.costs)
-            if reached > room * (1 + 1e-9):
-                raise PipelineError(f"allocate-bits cannot reach {budget.limit:.4g} {budget.unit}",
-                                    why=f"the least that its choices can reach is {reached + budget.fixed:.4g}",
-                                    way_out="give a larger budget, or fewer bits to choose from")  # fmt: skip
-            chosen = solve(self.table, budget.costs, max(room, reached))
-            spent = budget.whole(chosen)
-            if spent <= budget.limit * (1 + 1e-9):
-                bound = lower_bound(self.table, budget.costs, max(room, reached))
-                self.notes.append(f"predicted: errors of {len(chosen)} layers add up to "
-                                  f"{total(self.table, chosen):.3g} (no choice is below {bound:.3g})")  # fmt: skip
-                return chosen
-            limit -= spent - budget.limit
-        raise PipelineError(f"allocate-bits found no choice of at most {budget.limit:.4g} {budget.unit}",
-                            why="layers that share an input at several bits cost more than each of them alone",
-                            way_out="give a larger budget, or one activations width")  # fmt: skip
+        room, reached = budget.limit - budget.fixed, least(self.table, budget.costs)
+        if reached > room * (1 + 1e-9):
+            raise PipelineError(f"allocate-bits cannot reach {budget.limit:.4g} {budget.unit}",
+                                why=f"the least that its choices can reach is {reached + budget.fixed:.4g}",
+                                way_out="give a larger budget, or fewer bits to choose from")  # fmt: skip
+        room = max(room, reached)
+        chosen = solve(self.table, budget.costs, room)
+        if not budget.fits(chosen):
+            chosen = self._one_width(room)
+        self.notes.append(f"predicted: errors of {len(chosen)} layers add up to {total(self.table, chosen):.3g} "
+                          f"(no choice is below {lower_bound(self.table, budget.costs, room):.3g})")  # fmt: skip
+        return chosen
+
+    def _one_width(self, room: float) -> list[int]:
+        """The best choice with one width of activations, with which layers that read one tensor share its quantizer."""
+        found = [[o] * len(self.layers) for o in range(len(self.choices)) if np.isfinite(self.table[:, o]).all()]
+        for width in sorted({a for _, a in self.choices}):
+            table = np.where([a == width for _, a in self.choices], self.table, np.inf)
+            if least(table, self.budget.costs) <= room:
+                found.append(solve(table, self.budget.costs, room))
+        fitting = [c for c in found if self.budget.fits(c)]
+        if not fitting:
+            raise PipelineError(f"allocate-bits found no choice of at most {self.budget.limit:.4g} {self.budget.unit}",
+                                why="layers that read one tensor at several widths cost more than each of them alone",
+                                way_out="give a larger budget, or one width of activations")  # fmt: skip
+        self.notes.append("inputs have one width: with several the quantizers would exceed the budget")
+        return min(fitting, key=lambda c: total(self.table, c))
 
     def _overrides(self, chosen: Sequence[int]) -> Overrides:
         return {n: self.replaced[o][n] for n, o in zip(self.layers, chosen, strict=True)}
