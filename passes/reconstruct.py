@@ -194,7 +194,7 @@ def _tell(outcome: Outcome, block: Block, result: PassResult) -> None:
 
 def _parameters(student: Student, block: Block) -> dict[str, Tensor]:
     """The block's parameters by the names of their nodes."""
-    found = {f"{n.name}.v": student.layers[n].quantizer.v for n in block.layers}
+    found: dict[str, Tensor] = {f"{n.name}.v": student.layers[n].quantizer.v for n in block.layers}
     for n in block.nodes:
         if n in student.activations:
             found[f"{n.name}.log_scale"] = student.activations[n].log_scale

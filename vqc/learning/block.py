@@ -74,9 +74,12 @@ class BlockLearner:
 
     def error(self, held: bool, tag: str = "") -> float:
         """Mean error of the outputs kept under a tag, on held-out frames or on those learned from."""
-        found = [self._distance(p, lambda n, p=p: self.frontier.store.get(("low" + tag, n.name, p)))
+        found = [self._distance(p, partial(self._kept, tag, p))
                  for p in self.frontier.places if self.split.learns(*p) != held]  # fmt: skip
         return float(torch.stack(found).mean())
+
+    def _kept(self, tag: str, place: Place, n: fx.Node) -> Any:
+        return self.frontier.get("low" + tag, n, place)
 
     def _distance(self, place: Place, value: Callable[[fx.Node], Any]) -> Tensor:
         total = torch.zeros(())

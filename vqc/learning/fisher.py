@@ -1,4 +1,4 @@
-"""How much an error in a channel of a block's output costs at the network's output (BRECQ, arXiv 2102.05426, section 3.3)."""
+"""What an error in a channel of a block's output costs the network (BRECQ, arXiv 2102.05426, section 3.3)."""
 
 from __future__ import annotations
 
