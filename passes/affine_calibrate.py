@@ -70,7 +70,7 @@ class AffineCalibrate(Pass):
     results: tuple[str, ...] = ()
     state: float = 0.0
     flow: Literal["none", "dense", "rife"] = "none"
-    flow_weight: float = 0.05
+    flow_weight: float = 0.1
     flow_target: Target = "twin"
     refresh: int = 20
     held: float = 0.25
@@ -127,7 +127,7 @@ class AffineCalibrate(Pass):
 
     def _tell(self, course: _Course, result: PassResult) -> None:
         told = [f"{score:.4g} {label}" for label, score in course.told.items()]
-        result.notes.append("error on held-out frames, by the power of the results: " + ", ".join(told))
+        result.notes.append("error on held-out frames, before being 1: " + ", ".join(told))
         if course.ended:
             result.notes.append(course.ended)
         if course.label == BEFORE:
@@ -230,7 +230,8 @@ class _Course:
     # ---- on disk ---------------------------------------------------------------------------------------------------
 
     def _save(self, step: int, adam: Mapping[str, Tensor]) -> None:
-        told = {"label": self.label, "score": self.score, "told": self.told, "ended": self.ended}
+        told = {"label": self.label, "score": self.score, "told": self.told, "ended": self.ended,
+                "units": self.rehearsal.units}  # fmt: skip
         tensors = {f"now {k}": v for k, v in self.affine.tensors().items()} | dict(adam)
         tensors |= {f"best {k}": v for k, v in self.best.items()}
         tensors["told"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
@@ -245,6 +246,7 @@ class _Course:
         step, tensors = found
         told = json.loads(bytes(tensors.pop("told").tolist()))
         self.label, self.score, self.told, self.ended = told["label"], told["score"], told["told"], told["ended"]
+        self.rehearsal.units = told["units"]
         self.best = {k.removeprefix("best "): v for k, v in tensors.items() if k.startswith("best ")}
         self.affine.restore({k.removeprefix("now "): v for k, v in tensors.items() if k.startswith("now ")})
         return step, {k: v for k, v in tensors.items() if k.startswith("adam ")}

@@ -19,9 +19,7 @@ from vqc.learning.store import Store
 from vqc.program import Program, evaluate
 
 Overrides = Mapping[fx.Node, Callable[..., Any]]
-SAMPLES = (
-    12  # steps, of those that may be learned from, whose moments are matched; they are held in memory side by side
-)
+SAMPLES = 12  # steps learned from whose moments are matched; they are held in memory side by side
 Window = tuple[int, int, int]  # clip, first step since its reset, steps
 
 
@@ -48,8 +46,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class Score:
-    """Of the held-out steps: `task`, the mean squared error of the results by the twin's power; `flicker`, the change
-    of that error along the motion by the root of the power, 0 where no motion is known."""
+    """Of the held-out steps, against what both were in the first rollout: `task`, the mean squared error of the
+    results, each in its own unit, so that none outweighs another; `flicker`, the change of that error along the motion,
+    0 where no motion is known."""
 
     task: float
     flicker: float = 0.0
@@ -84,6 +83,7 @@ class Rehearsal:
         count = min(SAMPLES, len(learned))
         self.sampled = [learned[(2 * i + 1) * len(learned) // (2 * count)] for i in range(count)]
         self._power: dict[int, float] = {}  # of each flat output of the twin
+        self.units: list[float] = []  # errors of the first rollout: of each result, by its power; and its flicker
 
     # ---- the twin --------------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Rehearsal:
 
         Returns the score of the held-out steps.
         """
-        task: list[float] = []
+        task: dict[int, list[float]] = {i: [] for i in self.results}
         change: list[float] = []
         before: dict[int, Tensor] = {}
         with torch.no_grad():
@@ -147,13 +147,19 @@ class Rehearsal:
                 state[:] = [out[s.output] for s in self.program.states]
                 errors = {i: out[i] - z for i, z in self._targets(c, t)}
                 if not learns:
-                    task.append(sum(float(e.square().mean(dtype=torch.float64)) / self._power[i]
-                                    for i, e in errors.items()) / len(errors))  # fmt: skip
+                    for i, e in errors.items():
+                        task[i].append(float(e.square().mean(dtype=torch.float64)) / self._power[i])
                     moved = self.motions.at(c, t - 1) if t and not self.parts.learns(c, t - 1) else None
                     if moved is not None:
                         change.append(self._mean_flicker(before, errors, moved).item())
                 before = errors
-        return Score(sum(task) / len(task), sum(change) / len(change) if change else 0.0)
+        error = {i: sum(e) / len(e) for i, e in task.items()}
+        moved_by = sum(change) / len(change) if change else 0.0
+        if not self.units:
+            self.units = [e or 1.0 for e in (*error.values(), moved_by)]
+        *units, flicker_unit = self.units
+        task_now = sum(e / unit for e, unit in zip(error.values(), units, strict=True)) / len(error)
+        return Score(task_now, moved_by / flicker_unit)
 
     def sweep(self, overrides: Overrides, axes: Mapping[fx.Node, int],
               fit: Callable[[fx.Node, ChannelStats, int], tuple[Tensor, Tensor]]) -> None:  # fmt: skip
@@ -218,7 +224,8 @@ class Rehearsal:
                 out = self._run(overrides, step, state)
             state = [out[s.output] for s in self.program.states]
             targets = self._targets(c, t)
-            task = [(out[i] - z).square().mean() / self._power[i] for i, z in targets]
+            task = [(out[i] - z).square().mean() / (self._power[i] * unit)
+                    for (i, z), unit in zip(targets, self.units, strict=False)]  # fmt: skip
             total = total + torch.stack(task).mean()
             if self.weights.state and state:
                 total = total + self.weights.state * self._state_loss(state, c, t)
@@ -231,7 +238,7 @@ class Rehearsal:
             ]
             terms = [self._mean_flicker(a, b, m) for a, b, m in moved if m is not None]
             if terms:
-                total = total + self.weights.flow * torch.stack(terms).mean()
+                total = total + self.weights.flow * torch.stack(terms).mean() / self.units[-1]
         return total
 
     def _state_loss(self, state: Sequence[Tensor], c: int, t: int) -> Tensor:

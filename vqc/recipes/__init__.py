@@ -50,9 +50,13 @@ class _Learned:
 
 _BLOCKS = "reconstruct{iterations=60,drop=0.0}"
 _MANY_BLOCKS = "reconstruct{iterations=2000,batch=4,frames=4,drop=0.0}"
-_DROP_BLOCKS = "reconstruct{iterations=60}"  # half of the activations stay float while it learns: 4-bit ones need that
+# Half of the activations stay float while it learns: 4-bit ones need that.
+_DROP_BLOCKS = "reconstruct{iterations=60}"
 _MANY_DROP_BLOCKS = "reconstruct{iterations=2000,batch=4,frames=4}"
-_GATES = "affine-calibrate{iterations=40,flow=dense}"
+# After GPTQ few roundings are wrong: a rate that turns many round again loses what it found.
+_FEW_FLIPS = "reconstruct{iterations=40,rate=0.01,drop=0.0,start=given}"
+_MANY_FLIPS = "reconstruct{iterations=1000,batch=4,frames=4,rate=0.005,drop=0.0,start=given}"
+_GATES = "affine-calibrate{iterations=30,flow=dense}"
 _MANY_GATES = "affine-calibrate{iterations=880,batch=4,flow=dense}"
 _GPTQ = "gptq{alpha=0.25}"
 
@@ -64,8 +68,8 @@ _LEARNED = (
     _Learned("foem-w3", _W3A8, "gptq{beta=0.1}", "gptq{beta=0.1,waves=24}", "as foem-w4, with 3-bit weights"),
     _Learned("ptq4vm-w8a8", "observe,quantize", f"{_BLOCKS},{_GATES}", f"{_MANY_BLOCKS},{_MANY_GATES}",
              "8 bits, blocks reconstructed and calibrated together for steady pictures (PTQ4VM)"),
-    _Learned("ptq4vm-w4a8", _W4A8, f"{_GPTQ},reconstruct{{iterations=60,drop=0.0,start=given}},{_GATES}",
-             f"{_GPTQ},{_MANY_BLOCKS.replace('0.0', '0.0,start=given')},{_MANY_GATES}",
+    _Learned("ptq4vm-w4a8", _W4A8, f"{_GPTQ},{_FEW_FLIPS},{_GATES}",
+             f"{_GPTQ},{_MANY_FLIPS},{_MANY_GATES}",
              "as ptq4vm-w8a8, with 4-bit weights"),
     _Learned("ptq4vm-w4a4", _W4A4, f"{_DROP_BLOCKS},{_GATES}", f"{_MANY_DROP_BLOCKS},{_MANY_GATES}",
              "as ptq4vm-w4a8, with 4-bit activations"),
