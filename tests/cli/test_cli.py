@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from vqc import video
 from vqc.backends import TARGETS
 from vqc.cli import app
 from vqc.errors import PipelineError
+from vqc.learning.block import BlockLearner
+from vqc.recipes import RECIPES
 
 MODEL = '''
 import torch
@@ -97,8 +100,52 @@ def test_inspect_shows_states_history_text_and_kernels(place: Path) -> None:
         assert piece in said, piece
 
 
+def test_a_killed_learning_pass_goes_on_where_it_was(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                     ) -> None:  # fmt: skip
+    recipe = "fold-bn,observe,quantize{tail=quantized,weight_bits=3},reconstruct{iterations=4,method=adaround}"
+    work = tmp_path / "work"
+    common = [f"{place}/nets.py:matting", "--recipe", recipe, "--calibration", place / "b.mp4",
+              "--calibration-frames", "5", "--workdir", work]  # fmt: skip
+    learned: list[str] = []
+    learn = BlockLearner.learn
+    killed = True
+
+    def watched(self: BlockLearner, *args: Any) -> float:
+        if killed and learned:
+            raise KeyboardInterrupt
+        learned.append(self.block.name)
+        return learn(self, *args)
+
+    monkeypatch.setattr(BlockLearner, "learn", watched)
+    vqc("inspect", *common, "--target", "none", code=130)  # after the first block
+    assert learned == ["conv2d"] and [p.suffix for p in work.iterdir()] == [".safetensors"]
+    killed = False
+    vqc("inspect", *common, "--target", "none")
+    assert learned == ["conv2d", "conv2d_1"]  # the first block not again
+    played = [common[0], place / "a.mp4", *common[1:], "--frames", "2"]
+    vqc("report", *played)
+    vqc("report", *played, "--bisect")
+    vqc("run", *played, "--target", "reference", "-o", tmp_path / "out")
+    vqc("compare", *played, "--target", "reference")
+    vqc("bench", *common, "--target", "reference", "--frames", "1")
+    vqc("export", *common, "--target", "portable", "-o", tmp_path / "c")
+    assert learned == ["conv2d", "conv2d_1"]  # every command found what was learned
+
+
+def test_recipes_in_brief_and_whole() -> None:
+    said = vqc("recipes")
+    for name in RECIPES:
+        assert name in said
+    brief = said.splitlines()
+    at = next(i for i, line in enumerate(brief) if line.startswith("gptq-w4 | gptq-w4-full: "))
+    assert brief[at + 1] == "  observe,quantize{weight_bits=4,weight_method=mse},gptq{alpha=0.25}"
+    assert brief[at + 2] == "  full: gptq{alpha=0.25,waves=24}"
+    whole = vqc("recipes", "foem-w3", "int8").splitlines()
+    assert [line.strip() for line in whole[1::2]] == [RECIPES["foem-w3"].pipeline, RECIPES["int8"].pipeline]
+    assert "no recipe called 'int9'" in vqc("recipes", "int8", "int9", code=2)
+
+
 def test_lists(place: Path) -> None:
-    assert "int8" in vqc("recipes") and "fold-bn,canonicalize" in vqc("recipes")
     names = [line.split(":")[0] for line in vqc("passes").splitlines()]
     assert {"observe", "quantize", "lower-integer"} <= set(names)
     assert vqc("targets") == vqc("export", "--target", "list") == vqc("run", "--target", "list")

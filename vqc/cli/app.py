@@ -14,13 +14,13 @@ from vqc.cli.bench import bench as run_bench
 from vqc.cli.bench import layer_rows
 from vqc.cli.demo import run_demo
 from vqc.cli.export import listed, run_export, target_rows
+from vqc.cli.recipes import recipe_lines, whole_lines
 from vqc.cli.report import run_report
 from vqc.cli.show import Reporter, out, show_error, show_layers, table
 from vqc.cli.work import Job, clip_path, parse_size, save
 from vqc.errors import VqcError
 from vqc.pipeline import passes as known_passes
 from vqc.program import Program, op_text
-from vqc.recipes import RECIPES
 from vqc.report.network import network
 from vqc.report.session import constant_bytes, frame_rows, judge, rows
 from vqc.report.tables import folder
@@ -58,15 +58,16 @@ Frames = Annotated[int, typer.Option(min=0, help="Frames to run; 0 means all.")]
 CalibrationFrames = Annotated[int, typer.Option(min=1, help="Frames of each calibration clip.")]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of every engine.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")]
+Workdir = Annotated[Path | None, typer.Option(help="Learning passes leave checkpoints here and go on from them.")]
 Start = Annotated[int, typer.Option(min=0, help="The first frame to run.")]
 
 
 @app.command()
 def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
         frames: Frames = 48, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
-        threads: Threads = 1, output: Output = Path("out")) -> None:  # fmt: skip
+        threads: Threads = 1, workdir: Workdir = None, output: Output = Path("out")) -> None:  # fmt: skip
     """Run a clip through a compiled network: a video, a strip of frames and a table beside the float network."""
-    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads)
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads, workdir)
     job.check()
     where = folder(output)
     with Reporter() as report:
@@ -83,9 +84,10 @@ def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibra
 @app.command()
 def compare(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None,
             target: Target = "native", frames: Frames = 48, size: Size = None, start: Start = 0,
-            calibration_frames: CalibrationFrames = 48, threads: Threads = 1) -> None:  # fmt: skip
+            calibration_frames: CalibrationFrames = 48, threads: Threads = 1, workdir: Workdir = None
+            ) -> None:  # fmt: skip
     """Compare a compiled network with the float one, frame by frame; nothing is written."""
-    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads)
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads, workdir)
     with Reporter() as report:
         net, _, engines, played = job.play(report)
     table(frame_rows(played[1], played[0]), f"{played[1].engine} beside {played[0].engine}")
@@ -100,11 +102,11 @@ def compare(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Cal
 @app.command()
 def inspect(model: Model, recipe: Recipe = "float", calibration: Calibration = None, size: Size = None,
             target: Annotated[str, typer.Option(help="Compile for this target; none: do not compile.")] = "native",
-            calibration_frames: CalibrationFrames = 8,
+            calibration_frames: CalibrationFrames = 8, workdir: Workdir = None,
             text: Annotated[bool, typer.Option("--text", help="Print the program too.")] = False) -> None:  # fmt: skip
     """Show a network as vqc sees it: inputs, states, operators, what each pass did and why not more, kernels."""
     job = Job(model, "", recipe, "reference" if target == "none" else target, calibration, size,
-              calibration_frames=calibration_frames)  # fmt: skip
+              calibration_frames=calibration_frames, workdir=workdir)  # fmt: skip
     job.check()
     net = network(model, parse_size(size))
     with Reporter() as report:
@@ -131,14 +133,14 @@ def inspect(model: Model, recipe: Recipe = "float", calibration: Calibration = N
 def bench(model: Model, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
           clip: Annotated[str | None, typer.Option(help="The clip to run; none: the network's example.")] = None,
           frames: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 8, size: Size = None,
-          calibration_frames: CalibrationFrames = 8, threads: Threads = 1,
+          calibration_frames: CalibrationFrames = 8, threads: Threads = 1, workdir: Workdir = None,
           layers: Annotated[bool, typer.Option("--layers", help="A row for every call, not every kernel.")] = False,
           tune: Annotated[bool, typer.Option("--tune", help="Time the variants of each kernel first.")] = False,
           compare_float: Annotated[bool, typer.Option("--compare-float", help="Name integer layers that do not pay.")
                                    ] = False,
           ) -> None:  # fmt: skip
     """Time a compiled network: ms a step, and what each layer's kernel takes of it."""
-    job = Job(model, clip or "", recipe, target, calibration, size, frames, 0, calibration_frames, threads)
+    job = Job(model, clip or "", recipe, target, calibration, size, frames, 0, calibration_frames, threads, workdir)
     with Reporter() as report:
         executable, row = run_bench(job, report, tune=tune, compare=compare_float)
     if executable.report.layers:
@@ -151,14 +153,14 @@ def bench(model: Model, recipe: Recipe = "float", calibration: Calibration = Non
 def report(model: Model, clip: Clip, recipe: Recipe = "int8", calibration: Calibration = None,
            target: Annotated[str, typer.Option(help="Name the kernels of this target; none: do not compile.")] = "none",
            frames: Frames = 24, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
-           threads: Threads = 1,
+           threads: Threads = 1, workdir: Workdir = None,
            bound: Annotated[float, typer.Option(help="SQNR in dB whose first fall is sought.")] = 20,
            only_bisect: Annotated[bool, typer.Option("--bisect", help="Only seek that fall.")] = False,
            json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
            output: Annotated[Path | None, typer.Option("-o", "--output", help="Write a page of HTML.")] = None,
            ) -> None:  # fmt: skip
     """Report where, when and why a quantized network differs from float: by layer, frame and pass; text or HTML."""
-    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads)
+    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads, workdir)
     run_report(job, output, bound, json=json, only_bisect=only_bisect)
 
 
@@ -203,11 +205,11 @@ def demo(output: Output = Path("out/demo"),
 
 
 @app.command()
-def recipes() -> None:
+def recipes(names: Annotated[list[str] | None, typer.Argument(help="Show these whole; none: all in brief.")] = None,
+            ) -> None:  # fmt: skip
     """The recipes and their pipelines."""
-    for r in RECIPES.values():
-        out().print(f"[bold]{r.name}[/]: {r.about}" + (" (needs a calibration clip)" if r.needs_calibration else ""))
-        out().print(f"  {r.pipeline}", markup=False)
+    for line in whole_lines(names) if names else recipe_lines():
+        out().print(line, markup=False)
 
 
 @app.command()
@@ -226,13 +228,14 @@ def targets() -> None:
 
 @app.command()
 def export(model: Model, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
-           size: Size = None, calibration_frames: CalibrationFrames = 48,
+           size: Size = None, calibration_frames: CalibrationFrames = 48, workdir: Workdir = None,
            threads: Annotated[int, typer.Option(min=1, max=256, help="Threads it has scratch memory for.")] = 1,
            build: Annotated[bool, typer.Option("--build", help="Compile it too, with zig.")] = False,
            variant: Annotated[str | None, typer.Option(help="With --build, on Arm: the instruction set.")] = None,
            output: Output = Path("out/c")) -> None:  # fmt: skip
     """Write a network as C for a target: sources, weights, a self-test, a camera loop, build files, a README."""
-    job = Job(model, "", recipe, target, calibration, size, calibration_frames=calibration_frames, threads=threads)
+    job = Job(model, "", recipe, target, calibration, size, calibration_frames=calibration_frames, threads=threads,
+              workdir=workdir)  # fmt: skip
     run_export(job, output, build, variant)
 
 

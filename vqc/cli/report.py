@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import typer
-from torch import Tensor
 
 import vqc
 from vqc.cli.show import Reporter, out, table
@@ -35,18 +34,17 @@ def run_report(job: Job, output: Path | None, bound: float, *, json: bool, only_
     with Reporter() as progress:
         net = network(job.model, parse_size(job.size))
         steps = net.steps(job.read(job.clip, job.frames + net.reach if job.frames else 0, net.size, job.start))
-        clips: list[tuple[Tensor, ...]] | None = None
-        if job.calibration is not None:
-            clips = net.steps(job.read(job.calibration, job.calibration_frames, net.size))
+        read = job.calibration_clips(net)
+        clips = None if read is None else [net.steps(clip) for clip in read]
         use_threads(job.threads, job.target)
         program = captured(net)
         if only_bisect:
-            versions = collect(program, job.recipe, calibration=clips, progress=progress)
+            versions = collect(program, job.recipe, calibration=clips, progress=progress, workdir=job.workdir)
             first = bisect(versions, steps, bound, progress)
         else:
             report = quantization_report(
                 program, job.recipe, steps, calibration=clips, picture=net.picture, bound=bound, target=compiled,
-                clip=Path(job.clip).stem, calibration_name=Path(job.calibration or "").stem, progress=progress,
+                clip=Path(job.clip).stem, calibration_name=job.calibration_name, progress=progress, workdir=job.workdir,
             )  # fmt: skip
     if only_bisect:
         for line in text.first_lines(first, bound):
@@ -64,7 +62,8 @@ def run_report(job: Job, output: Path | None, bound: float, *, json: bool, only_
 
 def captured(net: Network) -> Program:
     """The network's program; results of a network of the registry have its names for them."""
-    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
+    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
+                          frames=net.frames)  # fmt: skip
     if net.entry is not None:
         names = list(program.outputs)
         for leaf, name in zip(program.signature.out_leaves, net.entry.outputs, strict=False):

@@ -28,7 +28,7 @@ from vqc.report.session import (
     strip_rows,
     use_threads,
 )
-from vqc.report.tables import markdown, write_text
+from vqc.report.tables import folder, markdown, write_text
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -46,13 +46,14 @@ def clip_path(name: str) -> Path:
     return video.clip(name) if name in video.CLIPS and not Path(name).exists() else Path(name)
 
 
-def shared_program(net: Network, recipe: str, clips: Clips | None, report: Reporter) -> Program:
+def shared_program(net: Network, recipe: str, clips: Clips | None, report: Reporter, workdir: Path | None = None
+                   ) -> Program:  # fmt: skip
     """The network captured and put through a recipe, by all processes that torchrun started.
 
     Only the first of them goes on after that: in the others typer.Exit ends the command with 0.
     """
     shard = distributed.current()
-    program = recipe_program(net, recipe, clips, report, shard)
+    program = recipe_program(net, recipe, clips, report, shard, workdir)
     if not shard.first:
         raise typer.Exit(0)
     return program
@@ -60,7 +61,7 @@ def shared_program(net: Network, recipe: str, clips: Clips | None, report: Repor
 
 @dataclass(frozen=True)
 class Job:
-    """One network, one clip, one recipe, one target; frames of 0 means all."""
+    """One network, one clip, one recipe, one target; frames of 0 means all. `workdir`: as for `vqc.apply`."""
 
     model: str
     clip: str
@@ -72,27 +73,41 @@ class Job:
     start: int = 0
     calibration_frames: int = 48
     threads: int = 1
+    workdir: Path | None = None
 
     def check(self) -> None:
-        """Raise what can be known at once: a wrong recipe, target or size, a missing calibration clip."""
+        """Raise what can be known at once: a wrong recipe, target, size or folder, a missing clip."""
         pipeline = pipeline_of(self.recipe)
         backend_for(self.target)
         parse_size(self.size)
         if self.calibration is None and any(p.name == "observe" for p in pipeline.passes):
             raise CalibrationError(f"recipe {self.recipe!s:.60} needs a calibration clip and none was given",
                                    way_out="add --calibration CLIP, 32 to 256 typical frames")  # fmt: skip
+        if self.workdir is not None:
+            folder(self.workdir)
+
+    @property
+    def calibration_names(self) -> list[str]:
+        """The clips that ranges are taken from: `calibration` names a file, or several with commas."""
+        if self.calibration is None:
+            return []
+        whole = self.calibration in video.CLIPS or Path(self.calibration).exists()
+        return [self.calibration] if whole else self.calibration.split(",")
+
+    @property
+    def calibration_name(self) -> str:
+        """These clips as a reader is told of them, without folders and endings."""
+        return ", ".join(Path(name).stem for name in self.calibration_names)
 
     def calibration_clips(self, net: Network) -> list[Tensor] | None:
-        """The clips that ranges are taken from, each [T,3,H,W]: `calibration` names a file, or several with commas."""
+        """The clips that ranges are taken from, each [T,3,H,W]."""
         if self.calibration is None:
             return None
-        whole = self.calibration in video.CLIPS or Path(self.calibration).exists()
-        names = [self.calibration] if whole else self.calibration.split(",")
-        return [self.read(name, self.calibration_frames, net.size) for name in names]
+        return [self.read(name, self.calibration_frames, net.size) for name in self.calibration_names]
 
     def program(self, net: Network, report: Reporter) -> Program:
         """The network captured and put through the recipe (`shared_program`)."""
-        return shared_program(net, self.recipe, self.calibration_clips(net), report)
+        return shared_program(net, self.recipe, self.calibration_clips(net), report, self.workdir)
 
     def read(self, name: str, frames: int, size: tuple[int, int], start: int = 0) -> Tensor:
         """A clip as [T,3,H,W] in [0,1]."""

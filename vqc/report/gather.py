@@ -7,6 +7,7 @@ memory does not grow with the clip.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,14 +31,14 @@ Progress = Callable[[str, int, int], None]
 def quantization_report(
     program: Program, recipe: str | Pipeline, steps: Steps, *, calibration: Any = None, picture: int | None = None,
     bound: float = 20.0, target: str | None = None, clip: str = "", calibration_name: str = "", worst: int = 3,
-    each_alone: bool = True, seed: int = 0, progress: Progress | None = None,
+    each_alone: bool = True, seed: int = 0, progress: Progress | None = None, workdir: Path | None = None,
 ) -> QuantizationReport:  # fmt: skip
     """Apply a recipe and compare the program after every pass with the float network on one clip.
 
     Parameters: `program` - as captured. `steps` - the flat inputs of every step of the clip (`Network.steps`), which
-    begins at a reset. `calibration`, `seed` - as for `vqc.apply`. `picture` - the leaf of the user's result that is
-    judged as a picture, None: the first of one or three channels. `bound` - the SQNR in dB whose first fall is looked
-    for. `target` - compile for it and name the kernels. `worst` - how many frames are kept as pictures.
+    begins at a reset. `calibration`, `seed`, `workdir` - as for `vqc.apply`. `picture` - the leaf of the user's result
+    that is judged as a picture, None: the first of one or three channels. `bound` - the SQNR in dB whose first fall is
+    looked for. `target` - compile for it and name the kernels. `worst` - how many frames are kept as pictures.
     `each_alone` - try every layer's error by itself (one run of the float network for each).
     Raises InputError when there are no steps or the float network gives what is not finite, and what `vqc.apply` and
     `vqc.compile` raise.
@@ -46,7 +47,7 @@ def quantization_report(
         raise InputError("a report needs a clip", why="there is no step", way_out="give at least one frame")
     for step in steps:
         program.check_inputs(step)
-    versions = collect(program, recipe, calibration=calibration, seed=seed, progress=progress)
+    versions = collect(program, recipe, calibration=calibration, seed=seed, progress=progress, workdir=workdir)
     run = _Run(versions, find_picture(program, picture), worst)
     for t, step in enumerate(steps):
         run.frame(t, step)

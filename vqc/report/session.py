@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,12 +92,12 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
 
 
 def recipe_program(net: Network, recipe: str, calibration: Clips | None = None, progress: Progress | None = None,
-                   shard: Shard | None = None) -> Program:  # fmt: skip
+                   shard: Shard | None = None, workdir: Path | None = None) -> Program:  # fmt: skip
     """The network captured and put through a recipe, with arguments as those of `compiled_engine` and `vqc.apply`."""
     program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
                           frames=net.frames)  # fmt: skip
     clips = None if calibration is None else [net.steps(clip) for clip in as_list(calibration)]
-    return vqc.apply(program, recipe, calibration=clips, progress=progress, shard=shard)
+    return vqc.apply(program, recipe, calibration=clips, progress=progress, shard=shard, workdir=workdir)
 
 
 def program_engine(program: Program, name: str, target: str, **options: Any) -> Engine:

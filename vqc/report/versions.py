@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,10 +50,11 @@ class Versions:
 
 
 def collect(program: Program, recipe: str | Pipeline, *, calibration: Any = None, seed: int = 0,
-            progress: Callable[[str, int, int], None] | None = None) -> Versions:  # fmt: skip
+            progress: Callable[[str, int, int], None] | None = None, workdir: Path | None = None
+            ) -> Versions:  # fmt: skip
     """Apply a recipe and keep the program after every pass. Raises what `vqc.apply` raises."""
     seen: list[tuple[Pass, Program, Program]] = []
-    vqc.apply(program, recipe, calibration=calibration, seed=seed, progress=progress,
+    vqc.apply(program, recipe, calibration=calibration, seed=seed, progress=progress, workdir=workdir,
               callback=lambda p, before, after, _: seen.append((p, before, after)))  # fmt: skip
     return versions_of(program, seen)
 
