@@ -259,12 +259,11 @@ def test_what_layers_share_counts_against_a_latency(monkeypatch):
     """
     before, context = observed(branches)
     context = replace(context, costs=Costs(low=0.4))
-    options = {"weights": (8, 4), "activations": (8, 7), "like": TAKES_ALL}
-    monkeypatch.setattr(Stage, "predicted", Wrong([[9.0, 0.1, 1.0, 9.0], [9.0, 9.0, 1.0, 9.0]]))
+    options, none = {"weights": (8, 4), "activations": (8, 7), "like": TAKES_ALL}, math.inf
+    monkeypatch.setattr(Stage, "predicted", Wrong([[9.0, 0.1, 1.0, none], [9.0, 9.0, 1.0, none]]))
     after = AllocateBits(latency=0.88, **options)(before, context)  # W8A7 and W4A8 would take 5.4 ms of 4.4
     assert bits(after) == {"conv2d": (4, 8), "conv2d_1": (4, 8)}
     assert any("one width" in n for n in after.history[-1].notes)
-    none = math.inf
     monkeypatch.setattr(Stage, "predicted", Wrong([[none, 0.1, none, none], [none, none, 1.0, none]]))
     with pytest.raises(PipelineError, match="found no choice of at most 0.88 of the time"):
         AllocateBits(latency=0.88, **options)(before, context)
