@@ -43,7 +43,8 @@ def test_an_unseen_clip_comes_nearer_to_float(taught, method, more):
     program, twin = taught
     learned = apply(taught, f"{QUICK},method={method}{more}}}")
     before, after = error(program, twin, UNSEEN), error(learned, twin, UNSEEN)
-    bound = 0.9 if "soft" in more else 0.7 if method == "adaround" else 0.5
+    # over seeds: adaround, which learns with activations in float, 0.3 to 0.9; the others 0.1 to 0.3
+    bound = 0.95 if method == "adaround" else 0.4
     assert after < bound * before, (before, after)
     assert [n.name for n in learned.graph.nodes] == [n.name for n in program.graph.nodes]
     record = learned.history[-1]
@@ -71,7 +72,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 15, 27, 39])
+@pytest.mark.parametrize("at", [1, 10, 15, 29])
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bits(taught, tmp_path, at):
     text = QUICK.replace("60", "10") + "}"
     seen = []
@@ -87,7 +88,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bits(taught, tmp
     resumed = apply(taught, text, workdir=tmp_path, progress=lambda _t, done, _n: steps.append(done))
     whole = apply(taught, text)
     assert same(resumed, whole) and resumed.history[-1] == whole.history[-1]
-    assert len(steps) == 40 - (at - 1) // 10 * 10  # blocks already learned are not learned again
+    assert len(steps) == 30 - (at - 1) // 10 * 10  # three blocks; those already learned are not learned again
     assert not list(tmp_path.glob("vqc-activations-*")), "activations stay behind"
 
 
@@ -104,7 +105,7 @@ def test_what_does_not_help_is_not_kept(taught):
     program, _ = taught
     wild = apply(taught, "reconstruct{iterations=2,rate=50.0,grid_rate=3.0,drop=0.0}")
     assert same(wild, program)
-    assert len(reasons(wild)) == 4
+    assert len(reasons(wild)) == 3
     assert all("stays as it was" in r for r in reasons(wild).values())
 
 

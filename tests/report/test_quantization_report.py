@@ -78,7 +78,7 @@ def test_saturation_and_range_use_are_counted() -> None:
     calm = torch.linspace(0, 0.5, 192).view(1, 3, 8, 8)
     bright = torch.full((1, 3, 8, 8), 0.2)
     bright[:, :, :2] = 1.0
-    made = quantization_report(program, "observe,quantize{tail=quantized,pixels=0,granularity=tensor}",
+    made = quantization_report(program, "observe,quantize{tail=quantized,pixels=0,granularity=tensor,headroom=0}",
                                [(calm,), (calm,), (bright,), (bright,)], calibration=[[(calm,)]])  # fmt: skip
     (q,) = made.quantizers
     assert q.layers == ("conv2d",) and (q.first, q.last, q.scales) == (0, 255, 1) and q.high == pytest.approx(0.5)
