@@ -77,6 +77,9 @@ class Reconstruct(Pass):
         frames = split(clips, self.held)
         twin = twin_of(context, self.name)
         student = Student(program, twin)
+        if self.start == "given":
+            for layer in student.layers.values():
+                layer.quantizer.start_from(layer.quantizer.given)
         parts = partition(program, student.layers, 1 if self.method == "adaround" else self.layers)
         result.notes += parts.notes
         weights: dict[fx.Node, Tensor] = {}
@@ -99,7 +102,7 @@ class Reconstruct(Pass):
         student = frontier.student
         frontier.advance("float", block)
         if i < len(done.outcomes):  # by an earlier run of the same work, killed after this block
-            done.restore(student, block)
+            done.restore(i, block, student)
         frontier.advance("low", block, student.overrides(block.nodes))
         if block.layers and i >= len(done.outcomes):
             generator = torch.Generator().manual_seed(context.seed * 1_000_003 + i)
@@ -120,10 +123,6 @@ class Reconstruct(Pass):
         if start == 0:
             return {"kept": "the block has no error to lower on these frames"}
         given = _snapshot(student, block)
-        if self.start == "given":
-            for n in block.layers:
-                quantizer = student.layers[n].quantizer
-                quantizer.start_from(quantizer.given)
         phases = self._phases()
         steps = sum(how.iterations for how in phases)
         gone = 0
@@ -136,7 +135,7 @@ class Reconstruct(Pass):
         undecided = learner.undecided()
         frontier.advance("low", block, student.overrides(block.nodes), tag=" new")
         after = learner.error(True, " new")
-        if after >= before:
+        if not after < before:  # or it is NaN
             _restore(student, block, given, learned=False)
             frontier.forget(block, " new")
             return {"kept": f"its error on held-out frames would go from {before:.3g} to {after:.3g}"}
@@ -177,8 +176,8 @@ class _Done:
         text = torch.tensor(list(json.dumps(self.outcomes).encode()), dtype=torch.uint8)
         self.checkpoint.save(len(self.outcomes), self.tensors | {"outcomes": text})
 
-    def restore(self, student: Student, block: Block) -> None:
-        if all(k in self.tensors for k in _parameters(student, block)) and block.layers:
+    def restore(self, i: int, block: Block, student: Student) -> None:
+        if "gain" in self.outcomes[i]:
             _restore(student, block, self.tensors, learned=True)
 
 
