@@ -44,7 +44,8 @@ def clip(frames: int, seed: int) -> Tensor:
 
 def test_every_calibrated_recipe_is_a_row_and_nearest_rounding_differs_in_its_options_alone() -> None:
     found = fidelity_rows.rows()
-    assert {n for n, r in found.items() if r.kind == "recipe"} == {n for n, r in RECIPES.items() if r.needs_calibration}
+    calibrated = {n for n, r in RECIPES.items() if r.needs_calibration}
+    assert {n for n, r in found.items() if r.kind == "recipe"} == {n for n in calibrated if not n.endswith("-full")}
     texts = {n: r.recipe for n, r in found.items() if r.kind == "nearest"}
     assert len(set(texts.values())) == len(texts) == 9
     for text in texts.values():
