@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,16 +61,23 @@ def test_starting_from_other_integers():
     assert torch.equal(q.integers(), other)
 
 
+def test_starting_from_other_integers_leaves_the_choice_of_the_neighbour_on_the_side_of_the_float_weight():
+    latent = torch.tensor([[0.4, 0.4, 0.4, 0.4, 6.9, -7.2]])
+    q = WeightQuantizer(latent, torch.ones(1), 0, 7, torch.zeros(1, 6, dtype=torch.int8))
+    q.start_from(torch.tensor([[0, 1, 3, -2, 7, -7]], dtype=torch.int8), confidence=0.8)
+    assert q.below.tolist() == [[0, 0, 2, -2, 6, -7]]  # each of them, or one more
+    torch.testing.assert_close(soft_round(q.v), torch.tensor([[0.1, 0.9, 0.9, 0.1, 0.9, 0.1]]))
+
+
 def test_straight_weights_are_whole_and_have_the_soft_gradient():
     _, q, _ = weight()
     q.learned = True
     whole, soft = q(straight=True), q()
     torch.testing.assert_close(whole.detach(), q(soft=False).detach())
     g = torch.randn(whole.shape)
-    inside = q.below.abs() < q.top  # at the end of the grid the clamp has none
     (grad,) = torch.autograd.grad((whole * g).sum(), q.v)
     (want,) = torch.autograd.grad((soft * g).sum(), q.v)
-    torch.testing.assert_close(grad[inside], want[inside])
+    torch.testing.assert_close(grad, want)
 
 
 @settings(max_examples=30, deadline=None)
@@ -86,6 +94,38 @@ def test_a_grid_is_that_of_the_operators(bits, scale, zero, seed):
     differs = (got - want).abs() > 1e-5 * scale * top
     assert float(differs.float().mean()) < 0.02
     assert float((got - want).abs().max()) <= scale * 1.001
+
+
+def test_a_grid_puts_every_value_where_the_operator_does():
+    """For a step that is a float32, to the last value; so it multiplies by 1 / step, as the operator does."""
+    scale = float(torch.tensor(0.1))
+    halves = (torch.arange(0, 255) + 0.5) * torch.tensor(0.1)
+    x = torch.cat([halves, halves.nextafter(torch.tensor(0.0)), halves.nextafter(torch.tensor(99.0))])
+    want = qd.quantize_per_tensor(x, scale, 0, 0, 255, torch.uint8)
+    got = ActivationQuantizer(torch.tensor([scale]), torch.tensor([0]), 255)(x).detach() / scale
+    assert torch.equal(got.round(), want.float())
+
+
+def test_zero_points_stay_on_the_grid():
+    q = ActivationQuantizer(torch.tensor([0.5]), torch.tensor([3]), 7)
+    for value, want in ((-2.4, 0.0), (3.4, 3.0), (11.0, 7.0)):
+        with torch.no_grad():
+            q.zero.fill_(value)
+        assert q.zero_point().item() == want
+
+
+def test_grids_of_frames_learn_one_by_one():
+    q = ActivationQuantizer(torch.tensor([0.5, 0.25]), torch.tensor([0, 4]), 7, axis=0)
+    with torch.no_grad():
+        q.log_scale += torch.tensor([2.0, 1.0]).log()
+    torch.testing.assert_close(q.scale.detach(), torch.tensor([1.0, 0.25]))
+    x = torch.tensor([[2.2, 9.0], [-9.0, 0.3]])
+    y = q(x)
+    assert y.tolist() == [[2.0, 7.0], [-1.0, 0.25]]
+    y.sum().backward()
+    # round(x/s) - x/s inside, the grid's end less the zero point outside, times s for the logarithm
+    want = torch.tensor([2 - 2.2 + 7, (-4 + 1 - 1.2) * 0.25]) / (4 * 7) ** 0.5
+    torch.testing.assert_close(q.log_scale.grad, want)
 
 
 def test_channel_grids_do_not_learn():

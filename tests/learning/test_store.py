@@ -1,7 +1,11 @@
 """Activations in memory and on disk are the same activations."""
 
+import shutil
+
+import pytest
 import torch
 
+from vqc.errors import CalibrationError
 from vqc.learning.store import Store
 
 
@@ -15,7 +19,8 @@ def test_what_does_not_fit_goes_to_disk_and_comes_back(tmp_path):
         assert any(tmp_path.rglob("*.pt"))
         for key, value in values.items():
             got = store.get(key)
-            assert all(torch.equal(a, b) for a, b in zip(got, value, strict=True))
+            assert key in store and all(torch.equal(a, b) for a, b in zip(got, value, strict=True))
+        assert (99,) not in store
     assert not list(tmp_path.iterdir())
 
 
@@ -37,3 +42,18 @@ def test_values_keep_no_graph(tmp_path):
     with Store(100, tmp_path) as store:
         store.put("x", x * 2)
         assert not store.get("x").requires_grad
+
+
+def test_a_part_of_a_tensor_takes_the_room_of_the_part(tmp_path):
+    with Store(0, tmp_path) as store:
+        store.put("x", torch.ones(1000, 1000)[:, 0])
+        (file,) = tmp_path.rglob("*.pt")
+        assert file.stat().st_size < 100_000
+
+
+def test_a_disk_that_takes_nothing_is_said(tmp_path):
+    with Store(0, tmp_path) as store:
+        for folder in tmp_path.iterdir():
+            shutil.rmtree(folder)
+        with pytest.raises(CalibrationError, match="activations of calibration frames cannot be stored"):
+            store.put("x", torch.ones(3))

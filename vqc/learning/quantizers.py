@@ -80,7 +80,7 @@ class WeightQuantizer(nn.Module):
     def integers(self) -> Tensor:
         """int8, as they are now."""
         value = self.below + (self.v >= 0) if self.learned else self.given
-        return value.clamp(-self.top, self.top).to(torch.int8)
+        return value.to(torch.int8)
 
     def forward(self, soft: bool = True, straight: bool = False) -> Tensor:
         """The dequantized weight, float32.
@@ -92,7 +92,7 @@ class WeightQuantizer(nn.Module):
             h = soft_round(self.v)
             if straight:
                 h = h + ((self.v >= 0).float() - h).detach()
-            steps = (self.below + h).clamp(-self.top, self.top)
+            steps = self.below + h
         else:
             steps = self.integers().float()
         return steps * self.view(self.scale * self.gain)
