@@ -95,6 +95,17 @@ def learned(shard: Shard, samples: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def reconstructed(shard: Shard) -> list[str]:
+    """What a program became that learned roundings and grids, with fewer windows in a batch than processes and more."""
+    twin, seen = stateless(), clips(4, 5)
+    low = vqc.apply(twin, "observe,quantize{weight_bits=2,tail=quantized}", calibration=seen)
+    found = []
+    for text in ("batch=1,method=brecq", "batch=3"):
+        p = vqc.apply(low, f"reconstruct{{iterations=16,{text}}}", calibration=seen, twin=twin, shard=shard)
+        found.append(f"{p.history[-1].rewrites} {[v.tolist() for k, v in p.constants.items() if k.endswith('_int2')]}")
+    return found
+
+
 def refused(shard: Shard) -> dict[str, str]:
     """The texts of errors that all processes get and survive."""
     said = {}
@@ -130,6 +141,7 @@ def main(folder: Path, arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what this process says when another fails is tested too
     found: dict[str, Any] = {"observed": {case: observed(case, shard) for case in CASES}}
     found |= {"learned": [learned(shard, n) for n in (5, 1)], "refused": refused(shard)}
+    found["reconstructed"] = reconstructed(shard)
     found["command"] = command(arguments)
     try:
         bad = [[torch.ones(1, 1, 4, 4)] * 3, [torch.ones(1, 1, 4, 4), -torch.ones(1, 1, 4, 4)]]

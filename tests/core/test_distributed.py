@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_worker import CASES, clips, learned, observed, recurrent
+from distributed_worker import CASES, clips, learned, observed, reconstructed, recurrent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -102,6 +102,13 @@ def test_averaged_gradients_are_those_of_the_whole_batch(found: list[dict[str, A
     assert both[0]["unused"] is None
     held = len(Shard(0, 2).share(range(samples)))  # late is in the first process's loss alone, held times
     assert both[0]["late"] == pytest.approx([held * held / samples] * 3)
+
+
+def test_two_processes_reconstruct_what_one_does(found: list[dict[str, Any]]) -> None:
+    """The pass manager compares the two; one alone draws the same windows, and its sums differ by rounding alone."""
+    alone = reconstructed(ALONE)
+    assert any("'block': " in text for text in alone)
+    assert found[0]["reconstructed"] == found[1]["reconstructed"] == alone
 
 
 def test_refusals_reach_every_process(found: list[dict[str, Any]]) -> None:
