@@ -51,6 +51,8 @@ class WeightQuantizer(nn.Module):
         self.axis, self.top = axis, top
         self.below: Tensor
         self.latent: Tensor
+        self.scale: Tensor
+        self.given: Tensor
         self.register_buffer("latent", latent)
         self.register_buffer("below", torch.floor(latent).clamp(-top, top - 1))
         self.register_buffer("scale", scale)
