@@ -29,6 +29,7 @@ from vqc.calibration.wire import to_bytes
 from vqc.passes.observe import Observe
 from vqc.pipeline import PassContext
 from vqc.report.network import network
+from vqc.report.session import captured
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,8 +58,7 @@ def worker(case: Case, threads: int, repeats: int, out: Path) -> None:
     torch.set_num_threads(threads)
     shard = distributed.current()
     net = network(case.model, case.size)
-    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges)
-    program = vqc.apply(program, "canonicalize,fold-constants,fold-bn,canonicalize")
+    program = vqc.apply(captured(net), "canonicalize,fold-constants,fold-bn,canonicalize")
     clips = [net.steps(video.read_clip(video.clip(n), frames, net.size, start)) for n, start, frames in case.clips]
     record: Record = {"frames": sum(len(clip) for clip in clips), "seconds": [], "cpu": []}
     for _ in range(repeats):

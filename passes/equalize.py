@@ -10,12 +10,12 @@ from torch import Tensor, fx
 
 from vqc.arguments import op_name
 from vqc.learning.columns import Columns
+from vqc.learning.layers import LAYERS
 from vqc.pipeline import Close, Numerics, Pass, PassContext, PassResult, register
 from vqc.program import Program, dtype_of, shape_of
 
 aten = torch.ops.aten
 
-LAYERS = (aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
 # f(s x) = s f(x) for s > 0, with the dimension of its channels left where it is.
 HOMOGENEOUS = {"aten.relu", "aten.leaky_relu", "aten.prelu", "aten.alias", "aten.clone"}
 LIMIT = 1e3  # a factor lies between 1 / LIMIT and LIMIT

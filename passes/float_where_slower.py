@@ -12,6 +12,7 @@ from torch import fx
 
 from vqc.errors import PipelineError, UnsupportedOp
 from vqc.layers import Layer
+from vqc.learning.layers import LAYERS
 from vqc.passes.canonicalize import Canonicalize
 from vqc.passes.exact_float import ExactFloat
 from vqc.passes.lower_integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, LowerInteger
@@ -19,7 +20,6 @@ from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, registe
 from vqc.program import Program
 
 aten = torch.ops.aten
-LAYERS = (aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
 
 
 @register

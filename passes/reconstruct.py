@@ -127,11 +127,10 @@ class Reconstruct(Pass):
         steps = sum(how.iterations for how in phases)
         gone = 0
         for how in phases:
-            end = learner.learn(how, start, lambda d, _n, gone=gone: report(gone + d, steps), shard)  # type: ignore[misc]
-            gone += how.iterations
-            if not math.isfinite(end):
+            if not learner.learn(how, start, lambda d, _n, gone=gone: report(gone + d, steps), shard):  # type: ignore[misc]
                 _restore(student, block, given, learned=False)
                 return {"kept": "learning diverged"}
+            gone += how.iterations
         undecided = learner.undecided()
         frontier.advance("low", block, student.overrides(block.nodes), tag=" new")
         after = learner.error(True, " new")

@@ -110,7 +110,7 @@ def test_a_killed_learning_pass_goes_on_where_it_was(place: Path, tmp_path: Path
     learn = BlockLearner.learn
     killed = True
 
-    def watched(self: BlockLearner, *args: Any) -> float:
+    def watched(self: BlockLearner, *args: Any) -> bool:
         if killed and learned:
             raise KeyboardInterrupt
         learned.append(self.block.name)

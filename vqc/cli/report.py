@@ -7,7 +7,6 @@ from pathlib import Path
 
 import typer
 
-import vqc
 from vqc.cli.show import Reporter, out, table
 from vqc.cli.work import Job, parse_size
 from vqc.program import Program
@@ -17,7 +16,7 @@ from vqc.report.gather import quantization_report
 from vqc.report.html import page
 from vqc.report.network import Network, network
 from vqc.report.quantization import QuantizationReport
-from vqc.report.session import use_threads
+from vqc.report.session import captured, use_threads
 from vqc.report.tables import folder, write_text
 from vqc.report.versions import collect
 
@@ -37,7 +36,7 @@ def run_report(job: Job, output: Path | None, bound: float, *, json: bool, only_
         read = job.calibration_clips(net)
         clips = None if read is None else [net.steps(clip) for clip in read]
         use_threads(job.threads, job.target)
-        program = captured(net)
+        program = named(net)
         if only_bisect:
             versions = collect(program, job.recipe, calibration=clips, progress=progress, workdir=job.workdir)
             first = bisect(versions, steps, bound, progress)
@@ -60,10 +59,9 @@ def run_report(job: Job, output: Path | None, bound: float, *, json: bool, only_
             out().print(f"wrote {output}", markup=False)
 
 
-def captured(net: Network) -> Program:
+def named(net: Network) -> Program:
     """The network's program; results of a network of the registry have its names for them."""
-    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
-                          frames=net.frames)  # fmt: skip
+    program = captured(net)
     if net.entry is not None:
         names = list(program.outputs)
         for leaf, name in zip(program.signature.out_leaves, net.entry.outputs, strict=False):

@@ -92,8 +92,8 @@ class BlockLearner:
     # ---- learning ------------------------------------------------------------------------------------------------
 
     def learn(self, how: Learning, start: float, report: Callable[[int, int], None],
-              shard: Shard) -> float:  # fmt: skip
-        """Learn; returns the loss of the last tenth of the iterations, NaN or infinity when it diverged.
+              shard: Shard) -> bool:  # fmt: skip
+        """Learn; False when it diverged.
 
         The windows of a batch are shared by the processes of `shard`; all of them end with the same parameters.
         """
@@ -108,23 +108,19 @@ class BlockLearner:
             layer.quantizer.learned = layer.quantizer.learned or how.rounding
         groups = [{"params": rounding, "lr": how.rate}, {"params": moved, "lr": how.grid_rate}]
         if not rounding and not moved:
-            return 0.0
+            return True
         optimiser = torch.optim.Adam([g for g in groups if g["params"]])
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.iterations)
         count = sum(v.numel() for v in rounding)
         starts = [p for p in self.frontier.places if self.split.learns(*p)]
-        tail: list[float] = []
         for i in range(how.iterations):
             optimiser.zero_grad(set_to_none=True)
             drawn = [(starts[_below(len(starts), self.generator)], _below(1 << 40, self.generator))
                      for _ in range(how.batch)]  # fmt: skip
             mine = shard.share(drawn)
             loss = sum((self._window(place, seed, how) for place, seed in mine), torch.zeros(())) / max(len(mine), 1)
-            value = shard.mean(float(loss.detach()), len(mine))
-            if not math.isfinite(value):
-                return value
-            if i >= how.iterations - max(1, how.iterations // 10):
-                tail.append(value)
+            if not math.isfinite(shard.mean(float(loss.detach()), len(mine))):
+                return False
             if rounding and i >= how.warm_up * how.iterations:
                 b = annealed(i, how.iterations, how.warm_up)
                 pull = sum(rounding_regulariser(v, b) for v in rounding)
@@ -136,7 +132,7 @@ class BlockLearner:
             if moved:
                 cosine.step()
             report(i + 1, how.iterations)
-        return sum(tail) / len(tail)
+        return True
 
     def _window(self, place: Place, seed: int, how: Learning) -> Tensor:
         """The loss over a few consecutive frames from a place on, the low-bit state carried."""

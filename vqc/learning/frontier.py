@@ -10,9 +10,10 @@ from torch import fx
 
 from vqc.calibration import Clips
 from vqc.learning.execute import Overrides, execute
+from vqc.learning.layers import DEQUANTIZES, QUANTIZES
 from vqc.learning.regions import Block
 from vqc.learning.store import Store
-from vqc.learning.student import DEQUANTIZES, QUANTIZES, Student
+from vqc.learning.student import Student
 from vqc.program import Program, evaluate
 
 Place = tuple[int, int]  # (clip, steps since its reset)

@@ -16,6 +16,7 @@ aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
 
 LAYERS = (aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
+QUANTIZES = (qd.quantize_per_tensor.default, qd.quantize_per_channel.default)
 DEQUANTIZES = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default)
 
 

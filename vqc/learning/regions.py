@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import networkx as nx
 from torch import fx
 
-from vqc.learning.student import DEQUANTIZES, QUANTIZES
+from vqc.learning.layers import DEQUANTIZES, QUANTIZES
 from vqc.program import Program
 
 

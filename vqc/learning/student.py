@@ -12,15 +12,12 @@ from torch import Tensor, fx, nn
 
 from vqc.errors import PipelineError
 from vqc.learning.channels import channel_view
+from vqc.learning.layers import DEQUANTIZES, LAYERS, QUANTIZES
 from vqc.learning.quantizers import ActivationQuantizer, WeightQuantizer
 from vqc.program import Program, shape_of
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
-
-LAYERS = (aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
-QUANTIZES = (qd.quantize_per_tensor.default, qd.quantize_per_channel.default)
-DEQUANTIZES = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default)
 
 
 @dataclass

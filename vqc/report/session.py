@@ -91,11 +91,16 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
     return program_engine(program, name or f"vqc {target}, {recipe}", target, **options)
 
 
+def captured(net: Network) -> Program:
+    """The network's program, with all that the network says of its states, ranges and frames."""
+    return vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
+                       frames=net.frames)  # fmt: skip
+
+
 def recipe_program(net: Network, recipe: str, calibration: Clips | None = None, progress: Progress | None = None,
                    shard: Shard | None = None, workdir: Path | None = None) -> Program:  # fmt: skip
     """The network captured and put through a recipe, with arguments as those of `compiled_engine` and `vqc.apply`."""
-    program = vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
-                          frames=net.frames)  # fmt: skip
+    program = captured(net)
     clips = None if calibration is None else [net.steps(clip) for clip in as_list(calibration)]
     return vqc.apply(program, recipe, calibration=clips, progress=progress, shard=shard, workdir=workdir)
 
