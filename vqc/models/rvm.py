@@ -20,7 +20,7 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
-class _Block(NamedTuple):
+class InvertedResidualSpec(NamedTuple):
     """One inverted residual of MobileNetV3-Large (Howard et al. 2019, table 1), its last stage dilated."""
 
     cin: int
@@ -34,22 +34,22 @@ class _Block(NamedTuple):
 
 
 _RE, _HS = nn.ReLU, nn.Hardswish
-_BLOCKS = (
-    _Block(16, 3, 16, 16, 0, _RE, 1, 1),
-    _Block(16, 3, 64, 24, 0, _RE, 2, 1),
-    _Block(24, 3, 72, 24, 0, _RE, 1, 1),
-    _Block(24, 5, 72, 40, 24, _RE, 2, 1),
-    _Block(40, 5, 120, 40, 32, _RE, 1, 1),
-    _Block(40, 5, 120, 40, 32, _RE, 1, 1),
-    _Block(40, 3, 240, 80, 0, _HS, 2, 1),
-    _Block(80, 3, 200, 80, 0, _HS, 1, 1),
-    _Block(80, 3, 184, 80, 0, _HS, 1, 1),
-    _Block(80, 3, 184, 80, 0, _HS, 1, 1),
-    _Block(80, 3, 480, 112, 120, _HS, 1, 1),
-    _Block(112, 3, 672, 112, 168, _HS, 1, 1),
-    _Block(112, 5, 672, 160, 168, _HS, 2, 2),
-    _Block(160, 5, 960, 160, 240, _HS, 1, 2),
-    _Block(160, 5, 960, 160, 240, _HS, 1, 2),
+MOBILENET_BLOCKS = (
+    InvertedResidualSpec(16, 3, 16, 16, 0, _RE, 1, 1),
+    InvertedResidualSpec(16, 3, 64, 24, 0, _RE, 2, 1),
+    InvertedResidualSpec(24, 3, 72, 24, 0, _RE, 1, 1),
+    InvertedResidualSpec(24, 5, 72, 40, 24, _RE, 2, 1),
+    InvertedResidualSpec(40, 5, 120, 40, 32, _RE, 1, 1),
+    InvertedResidualSpec(40, 5, 120, 40, 32, _RE, 1, 1),
+    InvertedResidualSpec(40, 3, 240, 80, 0, _HS, 2, 1),
+    InvertedResidualSpec(80, 3, 200, 80, 0, _HS, 1, 1),
+    InvertedResidualSpec(80, 3, 184, 80, 0, _HS, 1, 1),
+    InvertedResidualSpec(80, 3, 184, 80, 0, _HS, 1, 1),
+    InvertedResidualSpec(80, 3, 480, 112, 120, _HS, 1, 1),
+    InvertedResidualSpec(112, 3, 672, 112, 168, _HS, 1, 1),
+    InvertedResidualSpec(112, 5, 672, 160, 168, _HS, 2, 2),
+    InvertedResidualSpec(160, 5, 960, 160, 240, _HS, 1, 2),
+    InvertedResidualSpec(160, 5, 960, 160, 240, _HS, 1, 2),
 )
 
 
@@ -91,7 +91,7 @@ class SqueezeExcitation(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand, depthwise, gate, project; added to the input where stride and width allow."""
 
-    def __init__(self, spec: _Block):
+    def __init__(self, spec: InvertedResidualSpec):
         super().__init__()
         stride = 1 if spec.dilation > 1 else spec.stride
         layers: list[nn.Module] = []
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
         stem = _conv_bn(3, 16, 3, _HS, stride=2)
         last = _conv_bn(160, 960, 1, _HS)
-        self.features = nn.Sequential(stem, *(InvertedResidual(spec) for spec in _BLOCKS), last)
+        self.features = nn.Sequential(stem, *(InvertedResidual(spec) for spec in MOBILENET_BLOCKS), last)
 
     def forward(self, src: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = (src - self.mean) / self.std
