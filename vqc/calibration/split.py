@@ -1,4 +1,4 @@
-"""What a pass may learn from, and what it may only be judged by: the end of every clip is held out."""
+"""What a pass may learn from, and what it may only be judged by: whole clips where there are several."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from vqc.calibration.clips import Clips
 from vqc.errors import CalibrationError
 
+WHOLE = 3  # clips from which on whole ones are held out; of two, half of all scenes would be lost to learning
+
 
 @dataclass(frozen=True)
 class Split:
     """Clips, each with the step from which on it is held out.
 
     A held-out step needs the state that the steps before it leave, so both parts stay one clip: run it from its reset,
-    and ask `learns` at every step. `starts[c]` is the first held-out step of clip c (its length when none is).
+    and ask `learns` at every step. `starts[c]` is the first held-out step of clip c: its length when nothing of it is
+    held out, 0 when all of it is.
     """
 
     clips: Clips
@@ -36,11 +39,15 @@ class Split:
 
 
 def split(clips: Clips, share: float = 0.25) -> Split:
-    """Hold out the last `share` of every clip's steps, at least one and never all of them.
+    """Hold out a `share` of the clips, or of one or two clips the last `share` of the steps.
 
-    A clip of one step is learned from. When no clip has more than one step, whole clips are held out instead: the
-    last `share` of them. Raises CalibrationError when there are fewer than two steps in all, or when `share` does not
-    lie between 0 and 1.
+    Of three or more clips whole ones are held out, at least one and never all: a scene that nothing was learned from
+    tells what the end of a scene learned from does not. They lie evenly among the clips in their order, and the last
+    one is always among them: of clips 0 to 7 and a quarter these are 3 and 7. So clips of one kind, put side by side,
+    are on both sides if they are enough. Of fewer clips the end of each is held out, at least one step and never all; a
+    clip of one step is learned from, and of two such clips the second is held out.
+
+    Raises CalibrationError when there are fewer than two steps in all, or when `share` does not lie between 0 and 1.
     """
     if not 0 < share < 1:
         raise CalibrationError(f"a share of {share:g} of the calibration steps cannot be held out",
@@ -51,9 +58,11 @@ def split(clips: Clips, share: float = 0.25) -> Split:
                                why="what is learned from one frame must be judged by another",
                                way_out="give at least two frames; 32 to 256 of typical content are enough")  # fmt: skip
     lengths = [len(c) for c in clips]
-    if max(lengths) == 1:
-        kept = len(lengths) - _held(len(lengths), share)
-        return Split(clips, tuple(1 if c < kept else 0 for c in range(len(lengths))))
+    count = len(lengths)
+    if count >= WHOLE or max(lengths) == 1:
+        held = _held(count, share)
+        whole = {(i + 1) * count // held - 1 for i in range(held)}
+        return Split(clips, tuple(0 if c in whole else n for c, n in enumerate(lengths)))
     return Split(clips, tuple(n - _held(n, share) if n > 1 else 1 for n in lengths))
 
 
