@@ -14,6 +14,7 @@ from vqc.passes.float_where_slower import FloatWhereSlower
 from vqc.passes.fold_bn import FoldBN
 from vqc.passes.fold_constants import FoldConstants
 from vqc.passes.gptq import Gptq
+from vqc.passes.lower_binary import LowerBinary
 from vqc.passes.lower_integer import LowerInteger
 from vqc.passes.observe import Observe
 from vqc.passes.quantize import Quantize
@@ -21,5 +22,5 @@ from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
 
 __all__ = ["AffineCalibrate", "AllocateBits", "BiasCorrect", "Canonicalize", "Distill", "Equalize", "ExactFloat",
-           "FloatWhereSlower", "FoldBN", "FoldConstants", "Gptq", "LowerInteger", "Observe", "Quantize", "Reconstruct",
-           "ReestimateBN"]  # fmt: skip
+           "FloatWhereSlower", "FoldBN", "FoldConstants", "Gptq", "LowerBinary", "LowerInteger", "Observe", "Quantize",
+           "Reconstruct", "ReestimateBN"]  # fmt: skip

@@ -17,6 +17,7 @@ from vqc.program import Program, dtype_of, op_text, shape_of
 aten = torch.ops.aten
 vqc_ops = torch.ops.vqc
 
+MASKED = vqc_ops.masked_conv2d.default
 NO_TWIN = "integers behind it may differ between backends by one step"
 
 
@@ -67,13 +68,14 @@ class ExactFloat(Pass):
 
 
 def integer_cone(program: Program) -> set[fx.Node]:
-    """All nodes on which an integer depends: those from which a quantizer or a `vqc::` integer operator is reached.
+    """All nodes on which an integer depends: those from which a quantizer, a sign (in training form too) or a `vqc::`
+    integer operator is reached. Of a masked float convolution that is the mask.
 
     States carry it on: the next value of a state belongs to the cone when the state itself does, however many steps
     later the integer comes.
     """
     cone: set[fx.Node] = set()
-    todo = [n for n in program.calls if _makes_integers(n)]
+    todo = [argument(n, "mask") if n.target is MASKED else n for n in program.calls if _makes_integers(n)]
     results = program.result_nodes
     next_values = {s.input: results[s.output] for s in program.states}
     while todo:
@@ -93,6 +95,8 @@ def _makes_integers(node: fx.Node) -> bool:
         return False
     if target.namespace == "quantized_decomposed":
         return target._opname.startswith("quantize")
+    if target is vqc_ops.fake_binarize.default:
+        return True
     values = [n.meta.get("val") for n in node.all_input_nodes]
     return target.namespace == "vqc" and any(isinstance(v, torch.Tensor) and not v.is_floating_point() for v in values)
 

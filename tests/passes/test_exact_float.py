@@ -241,3 +241,24 @@ def test_other_precisions_are_declined():
 
 def test_it_is_a_pass_with_a_name():
     assert str(make_pass("exact-float")) == "exact-float"
+
+
+def test_a_sign_in_training_form_is_a_decision_and_comparisons_are_exact():
+    h = Hand()
+    x = h.input("x", 1, 4, 6, 6)
+    y = h(aten.sigmoid, h(aten.conv2d, x, h.const("w", h.rand(4, 4, 3, 3))))
+    s = h(torch.ops.vqc.fake_binarize, y, h.const("tau", torch.zeros(1)), "clip")
+    p = ExactFloat()(h.done(h(aten.sigmoid, s), h(aten.gt.Scalar, y, 0)), DEBUG)
+    testing.assert_ops(p, {"vqc.conv2d": 1, "vqc.sigmoid": 1, "aten.sigmoid": 1})
+    assert not p.history[-1].declined
+
+
+def test_of_a_masked_float_convolution_only_the_mask_decides():
+    h = Hand()
+    x, m = h.input("x", 1, 4, 6, 6), h.input("m", 1, 1, 6, 6)
+    mask = h(aten.gt.Scalar, h(aten.sigmoid, m), 0.5)
+    y = h(torch.ops.vqc.masked_conv2d, h(aten.sigmoid, x), h.const("w", h.rand(4, 4, 3, 3)), None, mask, [1, 1], [1, 1],
+          [1, 1], 1)  # fmt: skip
+    p = ExactFloat()(h.done(y), DEBUG)
+    testing.assert_ops(p, {"vqc.sigmoid": 1, "aten.sigmoid": 1})
+    assert not p.history[-1].declined

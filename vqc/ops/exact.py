@@ -122,8 +122,9 @@ for _op, _name in ((exp, "exp"), (sigmoid, "sigmoid"), (tanh, "tanh"), (hardsigm
 # sqrt is missing: PyTorch's vectorised one on CPUs is not always the correctly rounded result, which C's is.
 _ARITHMETIC = "add sub rsub mul div neg abs reciprocal square floor ceil round trunc sign"
 _CHOICE = (
-    "relu relu6 hardtanh threshold maximum minimum clamp clamp_min clamp_max prelu _prelu_kernel leaky_relu where "
-    "amax amin max min masked_fill max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool2d"
+    "gt ge lt le eq ne relu relu6 hardtanh threshold maximum minimum clamp clamp_min clamp_max prelu _prelu_kernel "
+    "leaky_relu where amax amin max min masked_fill max_pool1d max_pool2d max_pool3d max_pool2d_with_indices "
+    "adaptive_max_pool2d"
 )
 _MOVES = (
     "cat stack concat view reshape _unsafe_view flatten unflatten permute transpose t movedim squeeze unsqueeze expand "
