@@ -72,5 +72,9 @@ class DistributedError(VqcError):
     """Processes of one run cannot find each other, lost one, or hold different programs."""
 
 
+class TrainingError(VqcError):
+    """A network cannot be trained as asked, or its training diverged."""
+
+
 class BackendError(VqcError):
     """torch.compile(backend="vqc") was given something it refuses."""

@@ -80,11 +80,13 @@ class BinaryConv2d(nn.Module):
         if self.bits == 32:
             return self._normed(self._conv(x, self.weight))
         tau = self.tau if self.tau is not None else x.new_zeros(1)
-        form = self.how.form
-        sums = self._conv(v.fake_binarize(x, tau, self.how.surrogate), v.fake_binarize_weight(self.weight, form))
+        form, norm = self.how.form, self.norm
+        signs, weight = v.fake_binarize(x, tau, self.how.surrogate), v.fake_binarize_weight(self.weight, form)
         scale = v.binary_scale(self.weight, form)
-        norm = self.norm
-        if norm is None or self.training:
+        if self.training:  # the factor in the weight, which is small, and not behind the convolution
+            return self._normed(self._conv(signs, weight * scale.view(-1, 1, 1, 1)))
+        sums = self._conv(signs, weight)
+        if norm is None:
             return self._normed(sums * scale.view(-1, 1, 1))
         assert norm.running_var is not None and norm.running_mean is not None
         gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)

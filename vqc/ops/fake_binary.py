@@ -50,14 +50,12 @@ WEIGHT_FORMS = {
     "bimatting": WeightForm(True, "clip", "channel", False),
 }
 
-# Derivative of the sign at d = x - tau.
+# What stands for the derivative of the sign at x - tau.
 SURROGATES = ("clip", "quadratic")
 
 
-def _surrogate(name: str, d: Tensor) -> Tensor:
-    if name == "clip":  # of clip(d, -1, 1)
-        return (d.abs() <= 1).to(d.dtype)
-    # of Bi-Real Net's piecewise quadratic, which is ReCU's max(0, 2 - 2 |x|) as well
+def _quadratic(d: Tensor) -> Tensor:
+    """Derivative of Bi-Real Net's piecewise quadratic, which is ReCU's max(0, 2 - 2 |x|) as well."""
     return (2 - 2 * d.abs()).clamp(min=0)
 
 
@@ -83,7 +81,8 @@ def fake_binarize(x: Tensor, tau: Tensor, surrogate: str) -> Tensor:
     Raises TypeError on a wrong dtype, ValueError on shapes that do not fit and an unknown surrogate.
     """
     _check_activation(x, tau, surrogate)
-    return 1 - 2 * (x < _beside(tau, x)).to(x.dtype)
+    below = x < _beside(tau, x)
+    return torch.where(below, x.new_full((), -1.0), x.new_full((), 1.0))
 
 
 @fake_binarize.register_fake
@@ -99,7 +98,8 @@ def _keep_activation(ctx, inputs, output):
 
 def _activation_gradient(ctx, grad):
     x, tau = ctx.saved_tensors
-    dx = grad * _surrogate(ctx.surrogate, x - _beside(tau, x))
+    d = x - _beside(tau, x)
+    dx = torch.where(d.abs() <= 1, grad, 0) if ctx.surrogate == "clip" else grad * _quadratic(d)
     dtau = None
     if ctx.needs_input_grad[1]:
         axes = [a for a in range(x.ndim) if a != 1]

@@ -24,7 +24,20 @@ CLIPS: dict[str, ClipEntry] = {
     "pexels": ClipEntry("WolfgangLanger_Pexels.mp4", 472, (360, 640), 23.976, "a woman, long hair, hands, motion"),
     "bikes": ClipEntry("bikes.mp4", 250, (272, 640), 25.0, "a street, a cyclist, fast motion, shot changes"),
     "bigbuckbunny": ClipEntry("bigbuckbunny.mp4", 132, (720, 1280), 25.0, "animation, fine texture"),
+    "carphone": ClipEntry("carphone.mp4", 120, (144, 176), 25.0, "a man in a moving car, small"),
+    "no_face": ClipEntry("no_face.mp4", 95, (540, 960), 25.0, "titles of an animation, nobody"),
 }
+
+PORTRAITS: dict[str, str] = {
+    "surprise": "portrait_surprise.jpg",
+    "smile": "portrait_smile.jpg",
+    "frown": "portrait_frown.jpg",
+    "side": "portrait_side.jpg",
+    "soldier": "portrait_soldier.jpg",
+    "group": "portrait_group.jpg",
+    "outdoors": "portrait_outdoors.jpg",
+}
+"""Still pictures of people, by name; `portrait` gives their paths."""
 
 
 def clip(name: str) -> Path:
@@ -39,3 +52,12 @@ def clip(name: str) -> Path:
     if name not in known:
         raise VideoError(f"unknown clip {name!r}", way_out="one of " + ", ".join(CLIPS))
     return fetch(known[name].asset)
+
+
+def portrait(name: str) -> Path:
+    """The path of a picture of `PORTRAITS`, fetched and checked as `clip` does. Raises VideoError, ArtifactError."""
+    from ..models._fetch import fetch
+
+    if name not in PORTRAITS:
+        raise VideoError(f"unknown portrait {name!r}", way_out="one of " + ", ".join(PORTRAITS))
+    return fetch(PORTRAITS[name])
