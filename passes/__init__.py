@@ -12,6 +12,7 @@ from vqc.passes.equalize import Equalize
 from vqc.passes.exact_float import ExactFloat
 from vqc.passes.float_where_slower import FloatWhereSlower
 from vqc.passes.fold_bn import FoldBN
+from vqc.passes.fold_bn_sign import FoldBNSign
 from vqc.passes.fold_constants import FoldConstants
 from vqc.passes.gptq import Gptq
 from vqc.passes.lower_binary import LowerBinary
@@ -22,5 +23,5 @@ from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
 
 __all__ = ["AffineCalibrate", "AllocateBits", "BiasCorrect", "Canonicalize", "Distill", "Equalize", "ExactFloat",
-           "FloatWhereSlower", "FoldBN", "FoldConstants", "Gptq", "LowerBinary", "LowerInteger", "Observe", "Quantize",
-           "Reconstruct", "ReestimateBN"]  # fmt: skip
+           "FloatWhereSlower", "FoldBN", "FoldBNSign", "FoldConstants", "Gptq", "LowerBinary", "LowerInteger",
+           "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip
