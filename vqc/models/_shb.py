@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ._ebb import halve
 from ._recurrence import recur
 from .binary import Binarization, BinaryConv2d
@@ -80,7 +81,14 @@ class SparseGRU(nn.Module):
         return (1 - update) * h + update * candidate
 
     def forward(self, x: Tensor, mask: Tensor | None, h: Tensor | None, frames: int | None) -> tuple[Tensor, Tensor]:
-        """Input [B*T,C,h,w] and state [B,C,h,w] -> (every state, folded as the input; the last one)."""
+        """Input [B*T,C,h,w] and state [B,C,h,w] -> (every state, folded as the input; the last one).
+
+        Raises InputError for a state of another shape.
+        """
+        clips = x.shape[0] // (frames or 1)
+        if h is not None and h.shape != (clips, *x.shape[1:]):
+            raise InputError(f"a state of BiVM is {list(h.shape)}", why=f"here it is {[clips, *x.shape[1:]]}",
+                             way_out="start again without states when the picture changes its size")  # fmt: skip
         if frames is None:
             h = self.step(torch.zeros_like(x) if h is None else h, x, mask)
             return h, h

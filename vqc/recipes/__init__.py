@@ -91,8 +91,11 @@ RECIPES: dict[str, Recipe] = {
         Recipe("int8", f"{_FLOAT},observe,quantize,{_INTEGER}",
                "8-bit weights and activations in every layer but those that make the results; pictures without loss",
                needs_calibration=True),
-        Recipe("int8-all", f"{_FLOAT},observe,quantize{{tail=quantized}},{_INTEGER}",
+        Recipe("int8-all", f"{_FLOAT},observe,quantize{{tail=quantized,displacements=quantized}},{_INTEGER}",
                "as int8, with the layers that make the results in 8 bits as well", needs_calibration=True),
+        Recipe("xnor", "canonicalize,fold-constants,fold-bn{scales=false},canonicalize,lower-binary,exact-float,"
+               "fold-bn-sign,canonicalize",
+               "a network trained in one bit (vqc.models.binary, vqc::fake_binarize): signs as bits, masks skipped"),
         *(r for learned in _LEARNED for r in learned.recipes()),
     )
 }  # fmt: skip
