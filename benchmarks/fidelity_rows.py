@@ -25,6 +25,7 @@ from benchmarks.machine import Record
 from benchmarks.networks import CASES, Case, truth
 from vqc import metrics, video
 from vqc.errors import TargetError, UnsupportedOp
+from vqc.learning.scenes import matting_scenes
 from vqc.program import Program
 from vqc.recipes import RECIPES
 from vqc.report.network import Network, network
@@ -132,6 +133,16 @@ def _stretches(name: str, count: int, reach: int, size: tuple[int, int]) -> list
     last = video.CLIPS[name].frames - each
     starts = [last * i // (STRETCHES - 1) for i in range(STRETCHES)]
     return [video.read_clip(video.clip(name), each, size, start=start) for start in starts]
+
+
+def _scenes(net: Network, clips: Sequence[Tensor]) -> list[Tensor]:
+    """Stretches, people elsewhere and drawn figures, of half as many frames each as the stretches have."""
+    program = recipe_program(net, "float")
+    larger = (net.size[0] + net.size[0] // 5, net.size[1] + net.size[1] // 5)
+    places = [("bikes", 10), ("bigbuckbunny", 0), ("bikes", 150), ("bigbuckbunny", 120)]  # none is played
+    stills = [video.read_clip(video.clip(name), 1, larger, start=start)[0] for name, start in places]
+    made = matting_scenes(program, clips, backgrounds=stills, frames=max(2, clips[0].shape[0] // 2))
+    return [torch.cat(clip) for clip in made.clips]
 
 
 def _person(net: Network, clip: Tensor) -> Tensor:
@@ -272,6 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", default="", help="the row is this pipeline")
     parser.add_argument("--frames", type=int, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--scenes", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--answer", type=Path, required=True)
@@ -283,9 +295,11 @@ def main(argv: list[str] | None = None) -> None:
     net = network(case.model, case.size)
     count = min(given.frames, case.most)
     calibration = [c for n in case.calibration for c in _stretches(n, count, net.reach, case.size)]
+    if given.scenes:
+        calibration = _scenes(net, calibration)
     record = measure(row, net, calibration, trials(case, net, count, given.quick),
                      lambda trial: float_playback(net, trial, given.cache), given.strips)  # fmt: skip
-    record["calibration"] = ", ".join(case.calibration)
+    record["calibration"] = ("scenes of " if given.scenes else "") + ", ".join(case.calibration)
     write_text(given.answer, json.dumps(record))
 
 

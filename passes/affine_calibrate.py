@@ -48,12 +48,14 @@ class AffineCalibrate(Pass):
     Options: `start` - "closed": match moments first, from the first layer to the last, in `sweeps` rounds, each with
     the states that the one before leads to; "none". `granularity` of factors and shifts: "channel", or "layer" as in
     the paper. `iterations` of Adam (0: closed form alone), each on `batch` windows of `frames` steps; `rate` of factors
-    and shifts, `grid_rate` of the steps of activations (0: they stay); both fall along a cosine. `results`: names of
-    those that count ([]: all). `state`: weight of the error of next states. `flow` - "none", "dense" (classical),
-    "rife" (learned, fetches weights): whence motion comes where the labels do not say; `flow_weight` of flicker along
-    it; `flow_target` - "twin": changes that the float network does not have; "absolute": all changes, as in the paper.
+    and shifts, `grid_rate` of the steps of activations (0: they stay); both fall along a cosine. `decay`: each
+    iteration pulls factors and shifts back to where learning began by the share rate x decay of the way. `results`:
+    names of those that count ([]: all). `state`: weight of the error of next states. `flow` - "none", "still" (nothing
+    moves: an error may not change where it stands, which is what dtSSD measures), "dense" (classical), "rife"
+    (learned, fetches weights): whence motion comes where the labels do not say; `flow_weight` of flicker along it;
+    `flow_target` - "twin": changes that the float network does not have; "absolute": all changes, as in the paper.
     `refresh`: every so many iterations states are carried anew, what was learned is judged, and a checkpoint is
-    written. `held`: the share of every clip that is held out. `memory` in MB for what is kept of frames, more goes to
+    written. `held`: the share of clips that is held out. `memory` in MB for what is kept of frames, more goes to
     disk; `recompute`: hold the values of one step at a time, which takes a third longer.
     """
 
@@ -66,10 +68,11 @@ class AffineCalibrate(Pass):
     batch: int = 1
     frames: int = 4
     rate: float = 0.002
+    decay: float = 0.0
     grid_rate: float = 0.002
     results: tuple[str, ...] = ()
     state: float = 0.0
-    flow: Literal["none", "dense", "rife"] = "none"
+    flow: Literal["none", "still", "dense", "rife"] = "none"
     flow_weight: float = 0.1
     flow_target: Target = "twin"
     refresh: int = 20
@@ -222,10 +225,20 @@ class _Course:
                 self.ended = f"learning diverged: the loss or its gradient is not finite at iteration {i + 1}"
                 break
             optimiser.step()
+            self._pull(params, optimiser.param_groups[0]["lr"] * o.decay)
             self.context.report(f"{o.name} learning", i + 1, o.iterations)
         if not self.ended:
             self._judge(f"after {o.iterations} iterations")
         self._save(o.iterations, {})
+
+    @staticmethod
+    def _pull(params: Mapping[str, Tensor], share: float) -> None:
+        """Factors and shifts back towards where learning began, by a share of the way; decoupled from Adam, which would
+        make every pull as strong as any other."""
+        with torch.no_grad():
+            for k, p in params.items():
+                if share and not k.startswith("scale "):
+                    p.lerp_(torch.full_like(p, 1.0 if k.startswith("gamma ") else 0.0), min(1.0, share))
 
     # ---- on disk ---------------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Reconstruct(Pass):
     backward; "soft": AdaRound's own, which takes many thousand iterations to come to whole numbers; `start` of the
     roundings: from the float weight, or near the integers that are there (after `gptq`); `drop`: the share of
     activations that qdrop leaves float; `strength` of the pull towards whole numbers, against the block's first error,
-    after a share `warm_up` of the iterations; `layers` a block may hold; `held`: the share of every clip that is held
+    after a share `warm_up` of the iterations; `layers` a block may hold; `held`: the share of clips that is held
     out; `memory` for activations in MB, more goes to disk.
     """
 

@@ -134,6 +134,18 @@ def test_a_row_takes_its_old_place_in_the_file(tmp_path: Path, monkeypatch: pyte
         fidelity.arguments(["--pipeline", "int8=fold-bn"])
 
 
+def test_rows_calibrated_on_scenes_have_a_name_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[list[str]] = []
+    monkeypatch.setattr(fidelity, "run", lambda command, *_: said.append(command) or {"status": "failed"})
+    fidelity.main(["-o", str(tmp_path), "--models", "rvm", "--only", "int8"])
+    fidelity.main(["-o", str(tmp_path), "--models", "rvm", "--only", "int8", "--scenes"])
+    found = json.loads((tmp_path / "fidelity.json").read_text())["results"]
+    assert [r["row"] for r in found] == ["int8", "int8@scenes"]
+    assert ["--scenes" in command for command in said] == [False, True]
+    with pytest.raises(SystemExit):
+        fidelity.arguments(["--scenes", "--models", "rife"])
+
+
 def test_quick_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "run", lambda *_: {"status": "failed"})
     monkeypatch.setattr(fidelity, "keep", lambda *_: pytest.fail("kept"))

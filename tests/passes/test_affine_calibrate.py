@@ -108,6 +108,32 @@ def test_flow_assistance_lowers_flicker():
     assert flickers(steady) < 0.92 * flickers(plain) < 0.92 * flickers(before)
 
 
+def test_still_is_a_motion_of_zero():
+    twin, clip = recurrent(), moving(10)
+    before = quantized(twin, clip, **LOW)
+    nowhere = Labels(motion=[[(torch.zeros(1, 2, 12, 12), torch.ones(1, 1, 12, 12, dtype=torch.bool))] * 9])
+    learning = {"iterations": 10, "rate": 0.01, "flow_weight": 0.5}
+    ways: list[dict] = [{"flow": "still"}, {"labels": nowhere}, {}]
+    found = [calibrated(before, twin, clip, **learning, **way) for way in ways]
+    same = [all(torch.equal(c, p.constants[k]) for k, c in found[0].constants.items()) for p in found]
+    assert same == [True, True, False]
+
+
+def test_decay_holds_factors_and_shifts_where_they_began():
+    """Pulled back the whole way after every step, nothing is learned."""
+    twin, clip = recurrent(), moving(10)
+    before = quantized(twin, clip, **LOW)
+    learning = {"iterations": 20, "start": "none", "rate": 0.01, "grid_rate": 0.0}
+    free, held = (calibrated(before, twin, clip, **learning, decay=d) for d in (0.0, 1e6))
+    assert free.history[-1].rewrites and not held.history[-1].rewrites
+    part = calibrated(before, twin, clip, **learning, decay=10.0)
+
+    def moved(program):
+        return sum(float((program.constants[k] - before.constants[k]).abs().sum()) for k in ("b0", "b1"))
+
+    assert 0 < moved(part) < 0.9 * moved(free)
+
+
 def test_the_graph_is_as_it_was():
     """Nothing is left but other constants, and steps of activations."""
     twin, clip = recurrent(), moving(8)

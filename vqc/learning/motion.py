@@ -16,14 +16,22 @@ from vqc.program import Program
 from vqc.video.flow import DenseFlow, Flow, consistent, flow_source, warp
 
 Target = Literal["twin", "absolute"]
-FLOWS = ("none", "dense", "rife")
+FLOWS = ("none", "still", "dense", "rife")
 
 
 def flow_named(name: str) -> Flow | None:
-    """The source of flow of an option: "none", "dense" (classical, at half size), "rife" (fetches weights)."""
+    """The source of flow of an option: "none", "still" (nothing moves), "dense" (classical, at half size), "rife"
+    (fetches weights)."""
+    if name == "still":
+        return _still
     if name == "dense":
         return DenseFlow(finest=1)  # a fifth of the time of full size, and a flow as good for a loss
     return None if name == "none" else flow_source(name)
+
+
+def _still(a: Tensor, b: Tensor) -> Tensor:
+    """No motion: pictures [N,3,H,W] -> [N,2,H,W] of zeros."""
+    return a.new_zeros((a.shape[0], 2, *a.shape[-2:]))
 
 
 class Motions:

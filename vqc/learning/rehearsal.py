@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from vqc.program import Program, evaluate
 
 Overrides = Mapping[fx.Node, Callable[..., Any]]
 SAMPLES = 12  # steps learned from whose moments are matched; they are held in memory side by side
+TINY = 1e-9  # of the first error: no better than that can be told
 Window = tuple[int, int, int]  # clip, first step since its reset, steps
 
 
@@ -46,15 +48,46 @@ class Moments:
 
 @dataclass(frozen=True)
 class Score:
-    """Of the held-out steps, against what both were in the first rollout: `task`, the mean squared error of the
-    results, each in its own unit, so that none outweighs another; `flicker`, the change of that error along the motion,
-    0 where no motion is known."""
+    """Of the held-out steps of each clip, against what both were in the first rollout: the mean squared error of the
+    results, each in its own unit, so that none outweighs another; and the change of that error along the motion, 0
+    where none is known."""
 
-    task: float
-    flicker: float = 0.0
+    clips: tuple[tuple[float, float], ...]
 
     def total(self, flow_weight: float) -> float:
-        return self.task + flow_weight * self.flicker
+        """The geometric mean over clips: a scene that is lost, or nearly perfect, counts no more than any other."""
+        found = [max(task + flow_weight * change, TINY) for task, change in self.clips]
+        return math.exp(_mean([math.log(x) for x in found]))
+
+
+class _Errors:
+    """What one clip's steps differ by: of each result the squared error by its power, and flicker."""
+
+    def __init__(self, results: Sequence[int]):
+        self.task: dict[int, list[float]] = {i: [] for i in results}
+        self.flicker: list[float] = []
+        self.steps = 0
+
+    def add(self, errors: Mapping[int, Tensor], power: Mapping[int, float]) -> None:
+        self.steps += 1
+        for i, e in errors.items():
+            self.task[i].append(float(e.square().mean(dtype=torch.float64)) / power[i])
+
+    def of(self) -> list[float]:
+        """Means: of each result, then of flicker."""
+        return [*(_mean(e) for e in self.task.values()), _mean(self.flicker)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _units(errors: Sequence[_Errors]) -> list[list[float]]:
+    """For each clip its first errors, so that scenes count alike, whether they are hard or easy. A clip that has nearly
+    none (nobody is seen) counts less: its unit is a tenth of what clips have in the mean."""
+    every = [e.of() for e in errors]
+    means = [_mean(values) for values in zip(*every, strict=True)]
+    return [[max(e, 0.1 * mean) or 1.0 for e, mean in zip(one, means, strict=True)] for one in every]
 
 
 @dataclass(frozen=True)
@@ -83,7 +116,7 @@ class Rehearsal:
         count = min(SAMPLES, len(learned))
         self.sampled = [learned[(2 * i + 1) * len(learned) // (2 * count)] for i in range(count)]
         self._power: dict[int, float] = {}  # of each flat output of the twin
-        self.units: list[float] = []  # errors of the first rollout: of each result, by its power; and its flicker
+        self.units: list[list[float]] = []  # of each clip: of each result's error, and of flicker
 
     # ---- the twin --------------------------------------------------------------------------------------------------
 
@@ -133,10 +166,9 @@ class Rehearsal:
     def rollout(self, overrides: Overrides) -> Score:
         """Run every clip from its reset, the student's state carried, and keep the states it meets on the way.
 
-        Returns the score of the held-out steps.
+        Returns the score of the held-out steps, every clip's in its own units (`_units`).
         """
-        task: dict[int, list[float]] = {i: [] for i in self.results}
-        change: list[float] = []
+        found = [(_Errors(self.results), _Errors(self.results)) for _ in self.parts.clips]  # learned from, held out
         before: dict[int, Tensor] = {}
         with torch.no_grad():
             for c, t, step, state in self._steps():
@@ -146,20 +178,19 @@ class Rehearsal:
                 out = self._run(overrides, step, state)
                 state[:] = [out[s.output] for s in self.program.states]
                 errors = {i: out[i] - z for i, z in self._targets(c, t)}
-                if not learns:
-                    for i, e in errors.items():
-                        task[i].append(float(e.square().mean(dtype=torch.float64)) / self._power[i])
-                    moved = self.motions.at(c, t - 1) if t and not self.parts.learns(c, t - 1) else None
-                    if moved is not None:
-                        change.append(self._mean_flicker(before, errors, moved).item())
+                if learns and self.units:
+                    continue
+                seen = found[c][0 if learns else 1]
+                seen.add(errors, self._power)
+                moved = self.motions.at(c, t - 1) if t and learns == self.parts.learns(c, t - 1) else None
+                if moved is not None and self.weights.flow:
+                    seen.flicker.append(self._mean_flicker(before, errors, moved).item())
                 before = errors
-        error = {i: sum(e) / len(e) for i, e in task.items()}
-        moved_by = sum(change) / len(change) if change else 0.0
         if not self.units:
-            self.units = [e or 1.0 for e in (*error.values(), moved_by)]
-        *units, flicker_unit = self.units
-        task_now = sum(e / unit for e, unit in zip(error.values(), units, strict=True)) / len(error)
-        return Score(task_now, moved_by / flicker_unit)
+            self.units = _units([held if held.steps else learned for learned, held in found])
+        held = [(errors.of(), self.units[c]) for c, (_, errors) in enumerate(found) if errors.steps]
+        parts = [[e / unit for e, unit in zip(errors, units, strict=True)] for errors, units in held]
+        return Score(tuple((_mean(p[:-1]), p[-1]) for p in parts))
 
     def sweep(self, overrides: Overrides, axes: Mapping[fx.Node, int],
               fit: Callable[[fx.Node, ChannelStats, int], tuple[Tensor, Tensor]]) -> None:  # fmt: skip
@@ -208,7 +239,8 @@ class Rehearsal:
         return found
 
     def loss(self, overrides: Overrides, window: Window, recompute: bool = False) -> Tensor:
-        """The loss of a window, from the state that the last rollout brought there; gradients go through all its steps.
+        """The logarithm of the error of a window, from the state that the last rollout brought there; gradients go
+        through all its steps. A logarithm, so that a scene that goes astray pulls no more than the others.
 
         `recompute`: hold the intermediate values of one step at a time, for two forward runs instead of one.
         """
@@ -225,7 +257,7 @@ class Rehearsal:
             state = [out[s.output] for s in self.program.states]
             targets = self._targets(c, t)
             task = [(out[i] - z).square().mean() / (self._power[i] * unit)
-                    for (i, z), unit in zip(targets, self.units, strict=False)]  # fmt: skip
+                    for (i, z), unit in zip(targets, self.units[c], strict=False)]  # fmt: skip
             total = total + torch.stack(task).mean()
             if self.weights.state and state:
                 total = total + self.weights.state * self._state_loss(state, c, t)
@@ -238,8 +270,8 @@ class Rehearsal:
             ]
             terms = [self._mean_flicker(a, b, m) for a, b, m in moved if m is not None]
             if terms:
-                total = total + self.weights.flow * torch.stack(terms).mean() / self.units[-1]
-        return total
+                total = total + self.weights.flow * torch.stack(terms).mean() / self.units[c][-1]
+        return total.clamp_min(TINY).log()
 
     def _state_loss(self, state: Sequence[Tensor], c: int, t: int) -> Tensor:
         true = self.store.get(("next", c, t))
