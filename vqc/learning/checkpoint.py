@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from vqc.errors import ArtifactError
 from vqc.program import Program
 
-FORMAT = "1"  # of the key: another number makes all older checkpoints strangers
+FORMAT = "2"  # of the key: another number makes all older checkpoints strangers
 
 
 class Checkpoint:
