@@ -17,6 +17,7 @@ from vqc.frames import frame_layout
 from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
 from vqc.passes.channel_balance import ActivationQuant, balance, channel_view, expected_noise
 from vqc.passes.channel_reach import reaches
+from vqc.passes.displacements import Displacements, displacements
 from vqc.passes.observe import quantizable
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
 from vqc.program import Program, op_text, shape_of
@@ -31,6 +32,7 @@ FLOAT_ONLY = {aten.conv1d.default, aten.conv3d.default, aten.conv_transpose1d.de
 
 
 _NO_SCALE = 1e-12  # of a tensor of zeros
+GUESS_HEADROOM = 2.0  # of layers before the first guess of a displacement, if others have any
 
 
 @register
@@ -44,7 +46,7 @@ class Quantize(Pass):
     scales go into the weights and cost nothing at run time.
 
     Preconditions of a rewrite, each a reason when it fails: (1) the weight is a constant; (2) the layer is not kept by
-    `keep` or `tail`; (3) its input was observed, or has a known range; (4) the integer sum fits 31 bits.
+    `keep`, `tail` or `displacements`; (3) its input was observed, or has a known range; (4) the sum fits 31 bits.
     Valid before: a float program with observers (`observe`). Valid after: quantized_decomposed operators in the graph;
     a layer on a picture's own grid carries `meta["offset"]`: float64 [C], what dequantization adds to its input and its
     bias takes away again.
@@ -52,7 +54,8 @@ class Quantize(Pass):
     Options: `weight_bits`, `activation_bits` 2..8; `method` of `vqc.calibration.ranges`; `weight_method` of
     `vqc.calibration.weights`: "minmax", or a smaller step by the search "mse" or "omse"; `granularity` "tensor",
     "channel", or "auto": per channel where the noise expected in the layer's result falls to less than half; `tail`
-    "float" keeps the layers that make the results directly; `keep`: names of nodes or modules (shell patterns) kept
+    "float" keeps the layers that make the results directly; `displacements` "float" those that make where a warp looks,
+    or read it (`vqc.passes.displacements`); `keep`: names of nodes or modules (shell patterns) kept
     float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other; `headroom`: what
     ranges are wider than calibration saw, as a share of them, for clips that go further; `edge_bits`: bits of
     weights and activations of the layers that a picture reaches first or that make the results (0: as everywhere);
@@ -70,6 +73,7 @@ class Quantize(Pass):
     weight_method: WeightMethod = "minmax"
     granularity: Literal["auto", "tensor", "channel"] = "auto"
     tail: Literal["float", "quantized"] = "float"
+    displacements: Literal["float", "quantized"] = "float"
     keep: tuple[str, ...] = ()
     pixels: int = 256
     headroom: float = 0.1
@@ -82,6 +86,7 @@ class Quantize(Pass):
         ends = tail_layers(program)
         tail = ends if self.tail == "float" else set()
         edges = ends | first_layers(program) if self.edge_bits else set()
+        moved = displacements(program, quantizable(program))
         layout = frame_layout(program)
         slots = {n: slots_of(n, layout) for n in program.nodes if _kept_apart(n)}
         reach = reaches(program, [n.args[0] for n in quantizable(program)])  # before weights become integers
@@ -89,11 +94,12 @@ class Quantize(Pass):
         for n in quantizable(program):
             x = n.args[0]
             assert isinstance(x, fx.Node)
-            reason = self._kept(n, tail)
+            reason = self._kept(n, tail, moved)
             quant: ActivationQuant | None = None
             weight_bits, bits = self._bits(n, edges)
             if reason is None:
-                quant, reason = self._activation(program, n, x, known, slots.get(x), bits, weight_bits, reach[x])
+                quant, reason = self._activation(program, n, x, known, slots.get(x), bits, weight_bits, reach[x],
+                                                  self._headroom(n, bits, moved))  # fmt: skip
             if reason is None and quant is not None:
                 reason = _overflow(program, n, quant, weight_bits)
             if reason is not None or quant is None:
@@ -122,14 +128,21 @@ class Quantize(Pass):
             return n.meta["bits"]
         return (self.edge_bits, self.edge_bits) if n in edges else (self.weight_bits, self.activation_bits)
 
-    def _kept(self, n: fx.Node, tail: set[fx.Node]) -> str | None:
+    def _headroom(self, n: fx.Node, bits: int, moved: Displacements) -> float:
+        """What 8 bits of a first guess lose by wide ranges a later guess corrects; what is cut off, it does not."""
+        guess = n in moved.guesses and self.headroom > 0 and bits >= 8
+        return max(self.headroom, GUESS_HEADROOM) if guess else self.headroom
+
+    def _kept(self, n: fx.Node, tail: set[fx.Node], moved: Displacements) -> str | None:
         for pattern in self.keep:
             if fnmatchcase(n.name, pattern) or fnmatchcase(n.meta.get("module", ""), pattern):
                 return f"kept in float by {pattern!r}"
+        if self.displacements == "float" and n in moved.makers | moved.readers:
+            return f"it {'makes' if n in moved.makers else 'reads'} where a warp looks (displacements=float)"
         return "it makes a result directly (tail=float)" if n in tail else None
 
     def _activation(self, program: Program, n: fx.Node, x: fx.Node, known: dict[fx.Node, Range], slots: Slots | None,
-                    bits: int, weight_bits: int, reach: torch.Tensor
+                    bits: int, weight_bits: int, reach: torch.Tensor, headroom: float
                     ) -> tuple[ActivationQuant | None, str | None]:  # fmt: skip
         levels = 2**bits
         conv2d = n.target is aten.conv2d.default
@@ -145,23 +158,25 @@ class Quantize(Pass):
         balanced = slotted = None
         if conv2d and self.granularity != "tensor":
             balanced = balance(program, n, total, levels, weight_bits, always=self.granularity == "channel",
-                               headroom=self.headroom, reach=reach)  # fmt: skip
+                               headroom=headroom, reach=reach)  # fmt: skip
         if self.frames and slots is not None:
-            slotted = self._by_slot(n, observed, slots, bits)
+            slotted = self._by_slot(n, observed, slots, bits, headroom)
         if balanced is not None and slotted is not None and slotted.per_channel:
             return min(slotted, balanced, key=lambda q: expected_noise(program, n, total, q, weight_bits)), None
         if slotted is not None or balanced is not None:
             return slotted or balanced, None
         low, high = find_range(total, self.method, bits)
-        return _from_range(low * (1 + self.headroom), high * (1 + self.headroom), levels), None
+        return _from_range(low * (1 + headroom), high * (1 + headroom), levels), None
 
-    def _by_slot(self, n: fx.Node, observed: Observed, slots: Slots, bits: int) -> ActivationQuant | None:
+    def _by_slot(self, n: fx.Node, observed: Observed, slots: Slots, bits: int,
+                 headroom: float) -> ActivationQuant | None:  # fmt: skip
         """Bounds of each frame slot by the range rule; None where they run along what the layer sums over."""
         along_channels = slots.axis == 1 and n.target is aten.conv2d.default
         last = len(shape_of(n.args[0])) - 1  # type: ignore[arg-type]
         if not along_channels and (slots.axis == last if n.target is aten.linear.default else slots.axis != 0):
             return None
-        found = [_from_range(*find_range(observed.groups[key], self.method, bits), 2**bits) for key in slots.keys]
+        ranges = [find_range(observed.groups[key], self.method, bits) for key in slots.keys]
+        found = [_from_range(low * (1 + headroom), high * (1 + headroom), 2**bits) for low, high in ranges]
         scale, zero = torch.cat([q.scale for q in found]), torch.cat([q.zero for q in found])
         dead = scale <= _NO_SCALE  # slots that hold nothing but zeros: any scale does, but none that strains the weight
         if bool(dead.all()):

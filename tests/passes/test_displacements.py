@@ -1,0 +1,94 @@
+"""Layers around displacements: who makes where a warp looks, who reads it, who leads to the first guess of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.handmade import Hand
+from vqc.passes.displacements import displacements
+from vqc.passes.observe import Observe, quantizable
+from vqc.passes.quantize import GUESS_HEADROOM, Quantize
+from vqc.pipeline import PassContext
+from vqc.program import Program
+
+aten = torch.ops.aten
+qd = torch.ops.quantized_decomposed
+
+
+def _flow(h: Hand, x, i: int):
+    """Two layers that make a displacement [1,2,8,8] of a tensor of any channels."""
+    features = h(aten.relu, h(aten.conv2d, x, h.const(f"a{i}", h.rand(4, x.meta["val"].shape[1], 3, 3)), None,
+                              [1, 1], [1, 1]))  # fmt: skip
+    return h(aten.conv2d, features, h.const(f"b{i}", h.rand(2, 4, 3, 3) * 0.01), None, [1, 1], [1, 1])
+
+
+def _warped(h: Hand, x, flow):
+    grid = h(aten.add.Tensor, h(aten.permute, flow, [0, 2, 3, 1]), h.const(f"at{flow.name}", torch.zeros(1, 8, 8, 2)))
+    return h(aten.grid_sampler_2d, x, grid, 0, 1, True)
+
+
+def _refining() -> Program:
+    """A flow is guessed, the picture warped by it; both are looked at again for a better flow, and coloured."""
+    h = Hand()
+    x = h.input("x", 1, 3, 8, 8)
+    guess = _flow(h, h(aten.sub.Tensor, x, h.const("half", 0.5)), 0)  # conv2d, conv2d_1
+    seen = h(aten.cat, [_warped(h, x, guess), h(aten.mul.Tensor, guess, h.const("quarter", 0.25))], 1)
+    flow = h(aten.add.Tensor, guess, _flow(h, seen, 1))  # conv2d_2, conv2d_3
+    picture = _warped(h, x, flow)
+    kept = h(aten.conv2d, picture, h.const("c", h.rand(3, 3, 3, 3)), None, [1, 1], [1, 1])  # conv2d_4
+    return h.done(h(aten.conv2d, h(aten.relu, kept), h.const("d", h.rand(3, 3, 1, 1)), None))
+
+
+def _names(nodes) -> set[str]:
+    return {n.name for n in nodes}
+
+
+def test_makers_readers_and_guesses():
+    p = _refining()
+    found = displacements(p, quantizable(p))
+    assert _names(found.makers) == {"conv2d_1", "conv2d_3"}
+    assert _names(found.readers) == {"conv2d_2"}, "conv2d_4 reads a warped picture, no displacement"
+    assert _names(found.guesses) == {"conv2d", "conv2d_1"}, "the second flow is not refined"
+
+
+def test_one_flow_is_no_guess():
+    h = Hand()
+    x = h.input("x", 1, 3, 8, 8)
+    p = h.done(_warped(h, x, _flow(h, x, 0)))
+    found = displacements(p, quantizable(p))
+    assert _names(found.makers) == {"conv2d_1"} and not found.readers and not found.guesses
+
+
+def test_a_network_without_warps_has_none():
+    h = Hand()
+    x = h.input("x", 1, 3, 8, 8)
+    p = h.done(_flow(h, x, 0))
+    found = displacements(p, quantizable(p))
+    assert not found.makers | found.readers | found.guesses
+
+
+def test_what_makes_or_reads_a_displacement_stays_float():
+    p = _refining()
+    context = PassContext(calibration=[[(torch.rand(1, 3, 8, 8),)] * 2])
+    seen = Observe()(p, context)
+    kept = Quantize()(seen, context).history[-1]
+    assert kept.rewrites["weight"] == 2, "conv2d and conv2d_4; conv2d_5 makes the result"
+    reasons = {d.node: d.reason for d in kept.declined}
+    assert "makes where a warp looks" in reasons["conv2d_1"] and "reads where a warp looks" in reasons["conv2d_2"]
+    every = Quantize(displacements="quantized", tail="quantized")(seen, context).history[-1]
+    assert every.rewrites["weight"] == 6
+
+
+@pytest.mark.parametrize(("headroom", "wider"), [(0.1, 1 + GUESS_HEADROOM), (3.0, 4.0), (0.0, 1.0)])
+def test_a_first_guess_has_wide_ranges(headroom, wider):
+    p = _refining()
+    context = PassContext(calibration=[[(torch.rand(1, 3, 8, 8),)] * 2])
+    seen = Observe()(p, context)
+    x = seen.node("conv2d_1").args[0]
+    high = x.meta["observed"].total.range[1]
+    after = Quantize(displacements="quantized", granularity="tensor", headroom=headroom)(seen, context)
+    scales = {n.args[0].name: n.args[1] for n in after.calls if n.target is qd.quantize_per_tensor.default}
+    assert scales[x.name] == pytest.approx(high * wider / 255, rel=1e-6)
+    other = seen.node("conv2d_3").args[0]  # its flow is the last one
+    assert scales[other.name] == pytest.approx(other.meta["observed"].total.range[1] * (1 + headroom) / 255, rel=1e-6)
