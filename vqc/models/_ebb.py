@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .binary import METHODS, Binarization, BinaryConv2d
+from .binary import METHODS, Binarization, BinaryConv2d, PReLU
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class SubBlock(nn.Module):
         self.stride, self.cout = stride, cout
         self.conv3 = BinaryConv2d(cin, cin, 3, stride=stride, dilation=dilation, bits=bits, how=how)
         self.conv1 = BinaryConv2d(cin, cout, 1, bits=bits, how=how)
-        self.act3, self.act1 = nn.PReLU(cin), nn.PReLU(cout)
+        self.act3, self.act1 = PReLU(cin), PReLU(cout)
         self.alpha3, self.alpha1 = _scale(1.0, cuts.learned), _scale(1.0, cuts.learned)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .binary import Binarization, BinaryConv2d
+from .binary import Binarization, BinaryConv2d, PReLU
 from .rvm import MOBILENET_BLOCKS, InvertedResidualSpec, SqueezeExcitation
 
 
@@ -20,9 +20,9 @@ class MobileBlock(nn.Module):
         stride = 1 if spec.dilation > 1 else spec.stride
         layers: list[nn.Module] = []
         if spec.expanded != spec.cin:
-            layers += [BinaryConv2d(spec.cin, spec.expanded, 1, bits=bits, how=how), nn.PReLU(spec.expanded)]
+            layers += [BinaryConv2d(spec.cin, spec.expanded, 1, bits=bits, how=how), PReLU(spec.expanded)]
         layers += [BinaryConv2d(spec.expanded, spec.expanded, spec.kernel, stride=stride, dilation=spec.dilation,
-                                groups=spec.expanded, bits=bits, how=how), nn.PReLU(spec.expanded)]  # fmt: skip
+                                groups=spec.expanded, bits=bits, how=how), PReLU(spec.expanded)]  # fmt: skip
         if spec.squeeze:
             layers.append(SqueezeExcitation(spec.expanded, spec.squeeze))
         layers.append(BinaryConv2d(spec.expanded, spec.cout, 1, bits=bits, how=how))
@@ -44,9 +44,9 @@ class MobileEncoder(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1), persistent=False)
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.PReLU(16))
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), PReLU(16))
         self.blocks = nn.ModuleList(MobileBlock(spec, bits, how) for spec in MOBILENET_BLOCKS)
-        self.last = nn.Sequential(BinaryConv2d(160, 960, 1, bits=bits, how=how), nn.PReLU(960))
+        self.last = nn.Sequential(BinaryConv2d(160, 960, 1, bits=bits, how=how), PReLU(960))
 
     def forward(self, src: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = self.stem((src - self.mean) / self.std)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ._ebb import halve
 from ._recurrence import recur
-from .binary import Binarization, BinaryConv2d
+from .binary import Binarization, BinaryConv2d, PReLU
 
 EDGE = 0.01  # a cut matte that moves by more than this is uncertain: one part in 64 is the least it can move by
 
@@ -54,9 +54,9 @@ class Unit(nn.Module):
     def __init__(self, cin: int, cout: int, *, sparse: bool, bits: int, how: Binarization, act: bool = True):
         super().__init__()
         self.conv3 = BinaryConv2d(cin, cout, 3, bits=bits, how=how)
-        self.act3 = nn.PReLU(cout) if act else nn.Identity()
+        self.act3 = PReLU(cout) if act else nn.Identity()
         self.conv1 = BinaryConv2d(cin, cout, 1, bits=bits, how=how) if sparse else None
-        self.act1 = nn.PReLU(cout) if act and sparse else nn.Identity()
+        self.act1 = PReLU(cout) if act and sparse else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         y = self.act3(self.conv3(x))

@@ -19,7 +19,7 @@ from ._ebb import BIMATTING_SHORTCUTS, BIVM_SHORTCUTS, EBBEncoder, Shortcuts, sc
 from ._mobile import MobileEncoder
 from ._refine import DeepGuidedFilter
 from ._shb import SparseDecoder
-from .binary import METHODS, Binarization, BinaryConv2d
+from .binary import METHODS, Binarization, BinaryConv2d, PReLU
 
 
 @dataclass
@@ -41,7 +41,7 @@ class BinaryASPP(nn.Module):
 
     def __init__(self, cin: int, cout: int, bits: int, how: Binarization):
         super().__init__()
-        self.branch, self.act = BinaryConv2d(cin, cout, 1, bits=bits, how=how), nn.PReLU(cout)
+        self.branch, self.act = BinaryConv2d(cin, cout, 1, bits=bits, how=how), PReLU(cout)
         self.gate = BinaryConv2d(cin, cout, 1, bits=bits, how=how, norm=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ class BinaryGuidedFilter(DeepGuidedFilter):
 
     def __init__(self, hidden: int, bits: int, how: Binarization):
         super().__init__(hidden)
-        self.conv = nn.Sequential(BinaryConv2d(8 + hidden, hidden, 1, bits=bits, how=how), nn.PReLU(hidden),
-                                  BinaryConv2d(hidden, hidden, 1, bits=bits, how=how), nn.PReLU(hidden),
+        self.conv = nn.Sequential(BinaryConv2d(8 + hidden, hidden, 1, bits=bits, how=how), PReLU(hidden),
+                                  BinaryConv2d(hidden, hidden, 1, bits=bits, how=how), PReLU(hidden),
                                   nn.Conv2d(hidden, 4, 1))  # fmt: skip
 
 
