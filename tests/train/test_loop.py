@@ -1,0 +1,137 @@
+"""The training loop: it learns, goes on after a kill with the same bits, carries the state, and says when it fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqc.errors import TrainingError
+from vqc.models.bivm import BiVM
+from vqc.train.data import Material, Sample, Sampler
+from vqc.train.evaluate import mattes, score
+from vqc.train.loop import Schedule, Trainer
+from vqc.train.stages import PRESETS, preset
+from vqc.video.sheets import drawn_portrait
+
+STAGE = Schedule("s", 6, batch=1, frames=4, window=2, size=(32, 48), backbone_rate=2e-3, decoder_rate=2e-3)
+
+
+def net(bits: int = 1) -> BiVM:
+    torch.manual_seed(0)
+    return BiVM(bits, width=0.25)
+
+
+def sampler(frames: int, size: tuple[int, int]) -> Sampler:
+    return Sampler(Material([], [drawn_portrait((60, 64), 1)], []), frames, size, drawn=0.0)
+
+
+def weights(of: BiVM) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in of.state_dict().items()}
+
+
+def test_it_learns() -> None:
+    """On one clip that is always the same, the loss falls to less than half."""
+    fixed = sampler(4, (32, 48)).sample(0, 0)
+
+    class Same(Sampler):
+        def sample(self, seed: int, number: int) -> Sample:
+            return fixed
+
+    losses = []
+    taught = net()
+    Trainer(taught, lambda f, s: Same(sampler(f, s).material, f, s, 0.0),
+            log=lambda step, steps, terms: losses.append(terms["total"])).run([replace(STAGE, steps=60)])  # fmt: skip
+    assert sum(losses[-6:]) < 0.5 * sum(losses[:6])
+    assert not taught.training
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, amp: bool) -> None:
+    stages = [replace(STAGE, steps=6, amp=amp), replace(STAGE, name="t", steps=4, amp=amp)]
+    straight = net()
+    Trainer(straight, sampler, folder=tmp_path / "a").run(stages)
+
+    class Killed(Exception):
+        pass
+
+    def killer(at: int, stage: list[int]):  # type: ignore[no-untyped-def]
+        def log(step: int, steps: int, terms: dict[str, float]) -> None:
+            stage[0] += 1
+            if stage[0] == at:
+                raise Killed
+
+        return log
+
+    for at in (1, 3, 2, 5):  # also before any checkpoint, and in the second stage
+        with pytest.raises(Killed):
+            Trainer(net(), sampler, folder=tmp_path / "b", every=0.0, log=killer(at, [0])).run(stages)
+    again = net()
+    Trainer(again, sampler, folder=tmp_path / "b", every=0.0).run(stages)
+    for key, value in weights(straight).items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_the_state_is_carried_between_windows_and_not_between_clips() -> None:
+    seen = []
+
+    class Watched(BiVM):
+        def details(self, src, states=(None,) * 4, ratio=1.0):  # type: ignore[no-untyped-def]
+            seen.append((states[0] is None, states[0] is not None and states[0].requires_grad))
+            return super().details(src, states, ratio)
+
+    torch.manual_seed(0)
+    Trainer(Watched(width=0.25), sampler).run([STAGE])
+    assert [empty for empty, _ in seen] == [True, False] * 3
+    assert not any(grad for _, grad in seen)
+
+
+def test_mimicking_and_the_refiner_are_trained_where_asked() -> None:
+    twin = net(32).eval()
+    logs: list[dict[str, float]] = []
+    taught = net()
+    before = weights(taught)
+    stage = replace(STAGE, steps=2, size=(64, 96), refine=0.5, refiner_rate=1e-3, mimic=1e-2)
+    Trainer(taught, sampler, twin=twin, log=lambda s, n, terms: logs.append(terms)).run([stage])
+    assert logs[0]["mimic"] > 0
+    after = taught.state_dict()
+    changed = {k.split(".")[0] for k, v in before.items() if not torch.equal(v, after[k])}
+    assert {"backbone", "aspp", "decoder", "project_mat", "refiner"} <= changed
+    assert all(torch.equal(v, net(32).state_dict()[k]) for k, v in twin.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    broken = net()
+    with torch.no_grad():
+        broken.project_mat.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite at step 0"):
+        Trainer(broken, sampler).run([STAGE])
+
+
+def test_schedules_that_cannot_be_run_are_refused() -> None:
+    with pytest.raises(TrainingError, match="whole windows"):
+        Schedule("x", 10, frames=5, window=2)
+    with pytest.raises(TrainingError, match="unknown preset 'huge'"):
+        preset("huge")
+
+
+def test_presets_have_stages_of_different_names() -> None:
+    """A checkpoint is found by its stage's name among others."""
+    for p in PRESETS.values():
+        names = [s.name for s in p.stages]
+        assert len(set(names)) == len(names)
+
+
+def test_scores_are_of_mattes_with_the_state_carried() -> None:
+    taught = net().eval()
+    clip = sampler(3, (32, 48)).sample(0, 0)
+    alpha, density = mattes(taught, clip.frames)
+    with torch.no_grad():
+        want = taught(clip.frames[None])[1][0]
+    assert torch.allclose(alpha, want, atol=1e-5) and 0 <= density <= 1
+    assert score(taught, clip.frames, alpha).mad == 0
+    dense = BiVM(32, decoder="vanilla", width=0.25).eval()
+    assert mattes(dense, clip.frames)[1] != mattes(dense, clip.frames)[1]  # nan: there is no mask
