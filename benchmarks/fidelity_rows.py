@@ -62,8 +62,10 @@ BITS = ((8, 8), (4, 8), (4, 4))  # of weights and activations
 
 
 def nearest(method: str, weights: int, activations: int) -> str:
-    """The pipeline of rounding to nearest: the layers and pictures of recipe `int8`, one range a tensor by `method`."""
-    options = {"weight_bits": weights, "activation_bits": activations, "method": method, "granularity": "tensor"}
+    """The pipeline of rounding to nearest: the layers and pictures of recipe `int8`, one range a tensor by `method`, no
+    wider than the rule says."""
+    options = {"weight_bits": weights, "activation_bits": activations, "method": method, "granularity": "tensor",
+               "headroom": 0.0}  # fmt: skip
     given = [f"{k}={v}" for k, v in options.items() if v not in (8, "minmax")]
     return RECIPES["int8"].pipeline.replace("observe,quantize", f"observe,quantize{{{','.join(given)}}}")
 

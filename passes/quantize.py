@@ -10,7 +10,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch import fx
 
-from vqc.calibration import Observed, find_range
+from vqc.calibration import Observed, Statistics, find_range
 from vqc.calibration.slots import Slots, slots_of, whole_of
 from vqc.calibration.weights import WeightMethod, weight_scales
 from vqc.frames import frame_layout
@@ -32,6 +32,7 @@ FLOAT_ONLY = {aten.conv1d.default, aten.conv3d.default, aten.conv_transpose1d.de
 
 
 _NO_SCALE = 1e-12  # of a tensor of zeros
+EDGE_HEADROOM = 0.1  # of tensors of 8 bits amid fewer, which `headroom` is not meant for
 GUESS_HEADROOM = 2.0  # of layers before the first guess of a displacement, if others have any
 
 
@@ -58,7 +59,9 @@ class Quantize(Pass):
     or read it (`vqc.passes.displacements`); `keep`: names of nodes or modules (shell patterns) kept
     float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other; `headroom`: what
     ranges are wider than calibration saw, as a share of them, for clips that go further; `edge_bits`: bits of
-    weights and activations of the layers that a picture reaches first or that make the results (0: as everywhere);
+    weights and activations of the layers that a picture reaches first, that make the results, or the first guess of a
+    displacement (0: as everywhere); tensors of 8 bits amid fewer have their smallest and largest value with a tenth of
+    headroom, whatever `method` says;
     a layer's `meta["bits"]` (`allocate-bits`) come before all of these; `frames`: one scale and zero point for each
     frame slot (PMQ-VE), where `observe{policy=frame}` kept them apart. Along the channels of a conv2d they go into
     the weight, unless channel scales promise less noise; elsewhere they stay in the graph, which integer kernels do
@@ -85,8 +88,8 @@ class Quantize(Pass):
         known = known_ranges(program)
         ends = tail_layers(program)
         tail = ends if self.tail == "float" else set()
-        edges = ends | first_layers(program) if self.edge_bits else set()
         moved = displacements(program, quantizable(program))
+        edges = ends | first_layers(program) | moved.guesses if self.edge_bits else set()
         layout = frame_layout(program)
         slots = {n: slots_of(n, layout) for n in program.nodes if _kept_apart(n)}
         reach = reaches(program, [n.args[0] for n in quantizable(program)])  # before weights become integers
@@ -130,8 +133,16 @@ class Quantize(Pass):
 
     def _headroom(self, n: fx.Node, bits: int, moved: Displacements) -> float:
         """What 8 bits of a first guess lose by wide ranges a later guess corrects; what is cut off, it does not."""
-        guess = n in moved.guesses and self.headroom > 0 and bits >= 8
-        return max(self.headroom, GUESS_HEADROOM) if guess else self.headroom
+        headroom = EDGE_HEADROOM if self._wide(bits) else self.headroom
+        return max(headroom, GUESS_HEADROOM) if n in moved.guesses and headroom > 0 and bits >= 8 else headroom
+
+    def _wide(self, bits: int) -> bool:
+        """Whether a tensor has 8 bits amid fewer: rules that suit few bits would cut off what it can hold."""
+        return bits >= 8 > self.activation_bits
+
+    def _range(self, seen: Statistics, bits: int, headroom: float) -> tuple[float, float]:
+        low, high = find_range(seen, "minmax" if self._wide(bits) else self.method, bits)
+        return low * (1 + headroom), high * (1 + headroom)
 
     def _kept(self, n: fx.Node, tail: set[fx.Node], moved: Displacements) -> str | None:
         for pattern in self.keep:
@@ -165,8 +176,7 @@ class Quantize(Pass):
             return min(slotted, balanced, key=lambda q: expected_noise(program, n, total, q, weight_bits)), None
         if slotted is not None or balanced is not None:
             return slotted or balanced, None
-        low, high = find_range(total, self.method, bits)
-        return _from_range(low * (1 + headroom), high * (1 + headroom), levels), None
+        return _from_range(*self._range(total, bits, headroom), levels), None
 
     def _by_slot(self, n: fx.Node, observed: Observed, slots: Slots, bits: int,
                  headroom: float) -> ActivationQuant | None:  # fmt: skip
@@ -175,8 +185,7 @@ class Quantize(Pass):
         last = len(shape_of(n.args[0])) - 1  # type: ignore[arg-type]
         if not along_channels and (slots.axis == last if n.target is aten.linear.default else slots.axis != 0):
             return None
-        ranges = [find_range(observed.groups[key], self.method, bits) for key in slots.keys]
-        found = [_from_range(low * (1 + headroom), high * (1 + headroom), 2**bits) for low, high in ranges]
+        found = [_from_range(*self._range(observed.groups[key], bits, headroom), 2**bits) for key in slots.keys]
         scale, zero = torch.cat([q.scale for q in found]), torch.cat([q.zero for q in found])
         dead = scale <= _NO_SCALE  # slots that hold nothing but zeros: any scale does, but none that strains the weight
         if bool(dead.all()):

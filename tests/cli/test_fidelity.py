@@ -50,7 +50,7 @@ def test_every_calibrated_recipe_is_a_row_and_nearest_rounding_differs_in_its_op
     assert len(set(texts.values())) == len(texts) == 9
     for text in texts.values():
         assert str(parse(text)) == text and len(parse(text).passes) == len(parse(RECIPES["int8"].pipeline).passes)
-    assert "quantize{weight_bits=4,method=mse,granularity=tensor}" in texts["nearest-mse-w4a8"]
+    assert "quantize{weight_bits=4,method=mse,granularity=tensor,headroom=0.0}" in texts["nearest-mse-w4a8"]
 
 
 def test_a_row_is_measured_against_float_and_against_the_truth(net: Network, tmp_path: Path) -> None:

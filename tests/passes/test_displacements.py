@@ -92,3 +92,18 @@ def test_a_first_guess_has_wide_ranges(headroom, wider):
     assert scales[x.name] == pytest.approx(high * wider / 255, rel=1e-6)
     other = seen.node("conv2d_3").args[0]  # its flow is the last one
     assert scales[other.name] == pytest.approx(other.meta["observed"].total.range[1] * (1 + headroom) / 255, rel=1e-6)
+
+
+def test_eight_bits_amid_fewer_have_the_whole_range():
+    """The first guess is an edge: 8 bits of what was seen, and room; its neighbours follow the rule for few bits."""
+    p = _refining()
+    context = PassContext(calibration=[[(torch.rand(1, 3, 8, 8),)] * 2])
+    seen = Observe()(p, context)
+    after = Quantize(displacements="quantized", granularity="tensor", headroom=0.0, method="btbi", weight_bits=4,
+                     activation_bits=4, edge_bits=8)(seen, context)  # fmt: skip
+    made = {n.args[0].name: n.args for n in after.calls if n.target is qd.quantize_per_tensor.default}
+    guess, later = seen.node("conv2d_1").args[0], seen.node("conv2d_3").args[0]
+    high = guess.meta["observed"].total.range[1]
+    assert made[guess.name][4] == 255 and made[guess.name][1] == pytest.approx(high * (1 + GUESS_HEADROOM) / 255, 1e-6)
+    assert made[later.name][4] == 15
+    assert made[later.name][1] < 0.999 * later.meta["observed"].total.range[1] / 15, "btbi cuts off"

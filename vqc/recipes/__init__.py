@@ -20,14 +20,14 @@ _INTEGER = "lower-integer,exact-float,canonicalize"
 
 # Rounding to nearest of fewer than 8 bits wants the search for weight scales. First and last layers keep 8 bits where
 # activations have fewer: a picture in 4 bits is another picture.
-_W4A8 = "observe,quantize{weight_bits=4,weight_method=mse}"
+_W4A8 = "observe,quantize{weight_bits=4,weight_method=mse,edge_bits=8}"
 _W3A8 = "observe,quantize{weight_bits=3,weight_method=mse,edge_bits=8}"
 _W4A4 = "observe,quantize{weight_bits=4,activation_bits=4,method=mse,weight_method=mse,headroom=0.0,edge_bits=8}"
 
 
 def _slots(bits: int) -> str:
-    few = f"weight_bits={bits},activation_bits={bits},method=btbi,weight_method=mse,granularity=tensor,headroom=0.0"
-    return f"observe{{policy=frame}},quantize{{{'granularity=tensor' if bits == 8 else few},edge_bits=8,frames=true}}"
+    few = f"weight_bits={bits},activation_bits={bits},method=btbi,weight_method=mse,headroom=0.0,"
+    return f"observe{{policy=frame}},quantize{{{'' if bits == 8 else few}edge_bits=8,frames=true}}"
 
 
 @dataclass(frozen=True)
