@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 import vqc
 from vqc import video
+from vqc.accounting import account
 from vqc.cli.bench import bench as run_bench
 from vqc.cli.bench import layer_rows
 from vqc.cli.demo import run_demo
@@ -180,6 +181,7 @@ def _summary(program: Program) -> None:
         console.print(f"  assumes {a.text} is {a.expected} ({a.where})", markup=False)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     table([{"operator": name, "count": str(count)} for name, count in ordered])
+    table(account(program).rows(), "layers, masks taken as full")
 
 
 def _fallbacks(report: Any) -> None:
@@ -188,18 +190,20 @@ def _fallbacks(report: Any) -> None:
 
 
 @app.command()
-def demo(output: Output = Path("out/demo"),
+def demo(name: Annotated[str, typer.Argument(help="bivm: one bit, shipped; rvm: in 8 bits.")] = "bivm",
+         output: Output = Path("out/demo"),
          frames: Annotated[int, typer.Option(min=2, help="Frames to run.")] = 48,
-         calibration_frames: CalibrationFrames = 48, size: Size = "288x512", threads: Threads = 1) -> None:  # fmt: skip
-    """Matting of a real clip with real weights: PyTorch, vqc float and vqc 8 bits side by side."""
+         calibration_frames: CalibrationFrames = 48, size: Size = "288x512", threads: Threads = 1,
+         teacher: Annotated[bool | None, typer.Option("--teacher/--no-teacher", help="Show the float teacher of the "
+                            "one-bit network (150 MB once); neither: if it was fetched before.")] = None,
+         ) -> None:  # fmt: skip
+    """Matting of a real clip: a one-bit network beside its float teacher, or RVM in float and 8 bits side by side."""
     where = folder(output)
     parsed = parse_size(size)
     assert parsed is not None
     with Reporter() as report:
-        result, written = run_demo(where, parsed, frames, calibration_frames, threads, report)
-    table(
-        result, f"RVM on single_face, {frames} frames at {size}, threads: {threads}; distances to PyTorch's float alpha"
-    )
+        title, result, written = run_demo(name, where, parsed, frames, calibration_frames, threads, teacher, report)
+    table(result, title)
     for path in written:
         out().print(f"wrote {path}")
 
