@@ -8,6 +8,7 @@ with a constant may give the one of the other sign).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -226,19 +227,29 @@ def few_operands(results: Sequence[Expr]) -> bool:
     return len({ex.key(v) for e in results for v in e.loads()}) <= OPERANDS - WORDS - 2
 
 
-def write(results: Sequence[tuple[Expr, Value]], lead: int) -> RowCode:
+def write(results: Sequence[tuple[Expr, Value]], lead: int, *, pieces: bool = False) -> RowCode:
     """The row program that makes these results over [N,C,...]; every one must pass `why_not`.
 
-    `lead`: operands before its own: 1 for sums, 4 for a resize.
+    `lead`: operands before its own: 1 for sums, 4 for a resize, 2 for sums and where pieces are (`_over_pieces`).
     """
     w = _Writer(results[0][1].shape, lead)
     for i, (e, out) in enumerate(results):
         w.store(i, e, out.dtype, words=out.layout == "c4")
     constants = [] if w.constants else ["(void)constants;"]
     reads = [] if w.operands or lead else ["(void)in;"]
-    lines = [*w.head, *constants, *reads, "VQC_INDEPENDENT", "for (ptrdiff_t i = 0; i < n; i++) {",
-             *("    " + line for line in w.body), "}"]  # fmt: skip
+    loop = ["VQC_INDEPENDENT", "for (ptrdiff_t i = 0; i < n; i++) {", *("    " + line for line in w.body), "}"]
+    lines = [*w.head, *constants, *reads, *(_over_pieces(w.body) if pieces else loop)]
     return RowCode("\n".join("    " + line for line in lines), w.constants, w.operands, len(w.body))
+
+
+def _over_pieces(body: Sequence[str]) -> list[str]:
+    """The loop over pieces of 16 positions that lie apart: piece k begins at in[1][k], its sums at 16 k."""
+    moved = [re.sub(r"\b([xy]\d+)\[i\]", r"\1[p + i]", line).replace("sums[i]", "sums[k + i]") for line in body]
+    return [
+        "const int32_t *at = (const int32_t *)in[1];", "for (ptrdiff_t k = 0; k < n; k += 16) {",
+        "    const ptrdiff_t p = at[k / 16];", "    VQC_INDEPENDENT", "    for (ptrdiff_t i = 0; i < 16; i++) {",
+        *("        " + line for line in moved), "    }", "}",
+    ]  # fmt: skip
 
 
 def flattened(e: Expr, shape: Sequence[int]) -> Expr | None:

@@ -46,6 +46,16 @@ class WeightPool:
             self._size += len(padded)
         return Value(buffer, tensor.dtype, tuple(tensor.shape), dense_strides(tensor.shape))
 
+    def tensor(self, value: Value) -> torch.Tensor:
+        """The constant of a dense value of this pool."""
+        at = 0
+        for chunk in self._chunks:
+            if at == value.buffer.place:
+                raw = torch.frombuffer(bytearray(chunk[: value.buffer.size]), dtype=value.dtype)
+                return raw[value.offset : value.offset + value.count].view(value.shape)
+            at += len(chunk)
+        raise KeyError(value.buffer.name)
+
     def payload(self) -> bytes:
         return b"".join(self._chunks)
 

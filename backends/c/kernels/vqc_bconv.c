@@ -27,14 +27,25 @@ void vqc_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *
                  const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
                  const float *residual, const float *slope, const float *tau, float *y, uint32_t *bits, void *scratch) {
     bc_job j = {p, x, w, base, classes, scale, bias, residual, slope, tau, NULL, NULL, y, bits,
-                (unsigned char *)scratch, NULL};
+                (unsigned char *)scratch, NULL, NULL, NULL, NULL, NULL};
     bc_launch(m, &j);
 }
 
 void vqc_masked_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
                         const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
                         const uint8_t *mask, float *y, void *scratch) {
-    bc_job j = {p, x, w, base, classes, scale, bias, NULL, NULL, NULL, NULL, NULL, y, NULL, (unsigned char *)scratch, mask};
+    bc_job j = {p, x, w, base, classes, scale, bias, NULL, NULL, NULL, NULL, NULL, y, NULL,
+                (unsigned char *)scratch, mask, NULL, NULL, NULL, NULL};
+    bc_launch(m, &j);
+}
+
+void vqc_masked_bconv2d_rows(const vqc_model *m, const vqc_bconv_rows_params *p, const uint32_t *x, const uint32_t *w,
+                             const int32_t *base, const uint8_t *classes, const uint8_t *mask, const float *start,
+                             const void *const *in, float *y, void *scratch) {
+    vqc_bconv_params conv = p->conv;
+    bc_job j = {&conv, x, w, base, classes, NULL, NULL, NULL, NULL, NULL, NULL, NULL, y, NULL,
+                (unsigned char *)scratch, mask, &p->rest, p->pieces, in, start};
+    conv.scratch = p->scratch;
     bc_launch(m, &j);
 }
 
@@ -42,7 +53,7 @@ void vqc_bconv2d_threshold(const vqc_model *m, const vqc_bconv_params *p, const 
                            const int32_t *base, const uint8_t *classes, const int32_t *threshold, const uint8_t *flip,
                            uint32_t *bits, void *scratch) {
     bc_job j = {p,    x,    w,         base, classes, NULL, NULL, NULL, NULL,
-                NULL, threshold, flip, NULL, bits,    (unsigned char *)scratch, NULL};
+                NULL, threshold, flip, NULL, bits,    (unsigned char *)scratch, NULL, NULL, NULL, NULL, NULL};
     bc_launch(m, &j);
 }
 

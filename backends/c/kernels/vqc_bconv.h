@@ -34,6 +34,7 @@
 #ifndef VQC_BCONV_H
 #define VQC_BCONV_H
 
+#include "vqc_c4.h"
 #include "vqc_common.h"
 
 #ifdef __cplusplus
@@ -65,6 +66,21 @@ void vqc_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *
 void vqc_masked_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
                         const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,
                         const uint8_t *mask, float *y, void *scratch);
+
+typedef struct vqc_bconv_rows_params {
+    vqc_bconv_params conv; /* without an epilogue of its own */
+    vqc_rows rest;         /* one output, f32; of its inputs, those that move along positions have 4 bytes or fewer */
+    vqc_row pieces;        /* the same over pieces of 16 positions: in[1] says where each begins (int32), then the operands
+                            * from position 0 on. NULL unless `start` is y or copied there, and the program leaves it as it
+                            * is wherever the mask is 0, whatever the sums are: then any position may be computed. */
+    size_t scratch;        /* bytes of scratch for one worker */
+} vqc_bconv_rows_params;
+
+/* Under a mask, with a row program (vqc_c4.h): y = the program on acc and `in` where the mask is 1, `start` (f32, the same
+ * shape, may be y itself) elsewhere. An operand may be y as well: it is read before its place is written. */
+void vqc_masked_bconv2d_rows(const vqc_model *m, const vqc_bconv_rows_params *p, const uint32_t *x, const uint32_t *w,
+                             const int32_t *base, const uint8_t *classes, const uint8_t *mask, const float *start,
+                             const void *const *in, float *y, void *scratch);
 
 /* Binary result: bits = !(acc >= threshold[o]), turned round where flip[o]. */
 void vqc_bconv2d_threshold(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,

@@ -35,6 +35,10 @@ typedef struct bc_job {
     uint32_t *bits;
     unsigned char *scratch;
     const uint8_t *mask; /* positions that count, [n][oh][ow]; NULL: all */
+    const vqc_rows *rest; /* instead of the float epilogue, where the mask keeps a position; elsewhere y is as `start` */
+    vqc_row pieces;
+    const void *const *in;
+    const float *start;
 } bc_job;
 
 /* What bc_sums reads: channel j of the block at column i has

@@ -243,6 +243,11 @@ static int bc_few(const bc_job *j, ptrdiff_t image, ptrdiff_t first, ptrdiff_t l
     return 8 * marked < 5 * pieces;
 }
 
+#include "vqc_bconv_rows.h"
+#ifdef BC_OWN_MASK
+#include "vqc_bconv_chosen.h"
+#endif
+
 static void bc_task(void *arg, int index, int worker) {
     const bc_job *j = (const bc_job *)arg;
     const vqc_bconv_params *p = j->p;
@@ -261,12 +266,15 @@ static void bc_task(void *arg, int index, int worker) {
     const ptrdiff_t positions = (last - first) * p->ow;
     const int marks = j->mask == NULL ? 2 : bc_marks(j->mask + (image * p->oh + first) * p->ow, positions);
 #ifdef BC_OWN_MASK
-    const int packed = marks == 1 && bc_packs(j, &b, image, first, last);
+    int compact = 0;
+    const int packed = marks == 1 && (j->rest != NULL ? bc_chooses(j, &b, image, first, last, &compact)
+                                                      : bc_packs(j, &b, image, first, last));
 #else
     const int packed = 0;
 #endif
-    const int few = marks == 1 && !packed && bc_few(j, image, first, last);
-    if (marks == 0 || few)
+    const int few = marks == 1 && !packed && j->rest == NULL && bc_few(j, image, first, last);
+    if (j->rest != NULL) bc_begin(j, image, first, last);
+    else if (marks == 0 || few)
         for (ptrdiff_t o = 0; o < p->o; o++)
             memset(j->y + ((image * p->o + o) * p->oh + first) * p->ow, 0, (size_t)positions * sizeof *j->y);
     if (marks == 0) return;
@@ -275,7 +283,9 @@ static void bc_task(void *arg, int index, int worker) {
 #ifdef BC_OWN_MASK
     if (packed) {
         int32_t *kept = (int32_t *)(void *)(e + bc_up(s.words * s.in_rows * BC_PLANES * s.line, 16));
-        bc_masked_band(j, &s, &b, image, first, last, kept, (uint32_t *)(void *)(kept + bc_up(s.steps, 16)));
+        uint32_t *room = (uint32_t *)(void *)(kept + bc_up(s.steps, 16));
+        if (j->rest != NULL) bc_chosen_band(j, &s, &b, image, first, last, compact, kept, room);
+        else bc_masked_band(j, &s, &b, image, first, last, kept, room);
         return;
     }
 #endif
@@ -299,6 +309,10 @@ static void bc_task(void *arg, int index, int worker) {
 #endif
             b.base = base;
             ptrdiff_t col = 0;
+            if (j->rest != NULL) {
+                bc_row_rest(j, &b, image, o, row, marks == 2);
+                continue;
+            }
             if (marks == 1) {
                 bc_row_masked(j, &b, image, o, row, few);
                 continue;

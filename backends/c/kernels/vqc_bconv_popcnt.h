@@ -24,10 +24,10 @@
     for (; off < end; off++, w += BC_BLOCK) {                                                                         \
         const uint32_t *x = start + *off;                                                                             \
         __m512i v[P];                                                                                                 \
-        for (int i = 0; i < P; i++) v[i] = _mm512_loadu_si512(x + 16 * i);                                            \
-        for (int j = 0; j < W; j++) {                                                                                 \
+        BC_UNROLL for (int i = 0; i < P; i++) v[i] = _mm512_loadu_si512(x + 16 * i);                                  \
+        BC_UNROLL for (int j = 0; j < W; j++) {                                                                       \
             const __m512i wj = _mm512_set1_epi32((int32_t)w[j]);                                                      \
-            for (int i = 0; i < P; i++)                                                                               \
+            BC_UNROLL for (int i = 0; i < P; i++)                                                                     \
                 count[j][i] = _mm512_add_epi32(count[j][i], _mm512_popcnt_epi32(_mm512_xor_si512(v[i], wj)));         \
         }                                                                                                             \
     }
@@ -45,12 +45,12 @@ static inline __m512i bc_push_sign(__m512i word, __m512i s) {
 #define BC_TILE(SUMS, BITS, P, W)                                                                                     \
     static inline void SUMS(const bc_band *b, ptrdiff_t col, ptrdiff_t channel, int32_t t[BC_BLOCK][BC_SEGMENT]) {    \
         __m512i count[W][P];                                                                                          \
-        for (int j = 0; j < W; j++)                                                                                   \
-            for (int i = 0; i < P; i++) count[j][i] = _mm512_setzero_si512();                                         \
+        BC_UNROLL for (int j = 0; j < W; j++)                                                                         \
+            BC_UNROLL for (int i = 0; i < P; i++) count[j][i] = _mm512_setzero_si512();                               \
         BC_COUNT(P, W)                                                                                                \
-        for (int i = 0; i < P; i++) {                                                                                 \
+        BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const __m512i kind = _mm512_loadu_si512(b->column + col + 16 * i);                                        \
-            for (int j = 0; j < W; j++) {                                                                             \
+            BC_UNROLL for (int j = 0; j < W; j++) {                                                                   \
                 const __m512i base = _mm512_loadu_si512(b->base + (channel + j) * b->base_step);                      \
                 const __m512i twice = _mm512_slli_epi32(count[j][i], 1);                                              \
                 _mm512_store_si512(&t[channel + j][16 * i],                                                           \
@@ -60,14 +60,14 @@ static inline __m512i bc_push_sign(__m512i word, __m512i s) {
     }                                                                                                                 \
     static inline void BITS(const bc_band *b, ptrdiff_t col, ptrdiff_t channel, __m512i word[P]) {                    \
         __m512i count[W][P];                                                                                          \
-        for (int i = 0; i < P; i++) {                                                                                 \
+        BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const __m512i kind = _mm512_loadu_si512(b->column + col + 16 * i);                                        \
-            for (int j = 0; j < W; j++)                                                                               \
+            BC_UNROLL for (int j = 0; j < W; j++)                                                                     \
                 count[j][i] = _mm512_permutexvar_epi32(kind, _mm512_load_si512(b->limits->start[channel + j]));       \
         }                                                                                                             \
         BC_COUNT(P, W)                                                                                                \
-        for (int j = W; j-- > 0;)                                                                                     \
-            for (int i = 0; i < P; i++) word[i] = bc_push_sign(word[i], count[j][i]);                                 \
+        BC_UNROLL for (int j = W; j-- > 0;)                                                                           \
+            BC_UNROLL for (int i = 0; i < P; i++) word[i] = bc_push_sign(word[i], count[j][i]);                       \
     }
 BC_TILE(bc_tile_1, bc_bits_1, 1, 8)
 BC_TILE(bc_tile_2, bc_bits_2, 2, 8)

@@ -20,6 +20,8 @@ extern "C" {
  * an operand that does not move along positions is read at [0]. */
 typedef void (*vqc_row)(const float *constants, const void *const *in, void *const *out, ptrdiff_t n);
 
+#define VQC_ROW_OPERANDS 24 /* of a row program, the sums among them */
+
 /* Where an operand's rows lie: steps in bytes from batch to batch, channel to channel, position to position. */
 typedef struct vqc_row_operand {
     ptrdiff_t batch, channel, position;

@@ -7,8 +7,6 @@
 #include "vqc_c4.h"
 #include "vqc_simd.h"
 
-#define VQC_ROW_OPERANDS 24 /* of a row program, the sums among them */
-
 #define VQC_ROW_WORDS 4     /* outputs in the layout c4, at most */
 
 #define C4_RUN 384 /* positions that go through the row program at once: 8 channels of sums stay in the first cache */

@@ -9,6 +9,7 @@ from vqc.backends.c.lowering import (  # noqa: F401
     expansions,
     functions,
     masked,
+    masked_rows,
     matmul,
     movement,
     normalize,

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from vqc.backends.c import rows
+from vqc.backends.c.expr import Expr
 from vqc.backends.c.ir import Arg, Call, Ref, Scratch, Struct, Value, align
 from vqc.backends.c.layouts import Layout, register_layout
 from vqc.backends.c.lower import Lowering
@@ -140,8 +142,8 @@ class BinaryGeometry:
 
     @property
     def packed_scratch(self) -> int:
-        """Most bytes beyond that for what a mask keeps, put side by side (bc_masked_band): BC_KEPT and 16 positions."""
-        return align(4 * self.steps) + 4 * self.steps * (256 + 16) + 2 * 64
+        """Most bytes beyond that for what a mask keeps, put side by side: BC_KEPT or BC_CHUNK and 16 positions."""
+        return align(4 * self.steps) + 4 * self.steps * (384 + 16) + 2 * 64
 
     def arm_scratch(self, kinds: int) -> int:
         """Most bytes that kernels on Arm need beyond that (bc_plan_of in vqc_bconv_task_neon.h)."""
@@ -158,8 +160,8 @@ def base_sums(geo: BinaryGeometry, weight: Tensor) -> tuple[Tensor, Tensor, int,
     column_of, column_kinds = _classes(geo.inside(1))
     ones = (weight < 0).sum(1).to(torch.int64)  # [O,kh,kw]
     base = torch.zeros(align(weight.shape[0], BLOCK), len(row_kinds), len(column_kinds), dtype=torch.int64)
-    for (i, rows), (k, columns) in product(enumerate(row_kinds), enumerate(column_kinds)):
-        taps = torch.tensor(rows)[:, None] & torch.tensor(columns)[None]
+    for (i, down), (k, across) in product(enumerate(row_kinds), enumerate(column_kinds)):
+        taps = torch.tensor(down)[:, None] & torch.tensor(across)[None]
         base[: weight.shape[0], i, k] = weight.shape[1] * int(taps.sum()) + 2 * (ones * ~taps).sum((1, 2))
     padded = torch.cat((base.reshape(-1), base.new_zeros(16))).to(torch.int32)
     return padded, torch.tensor([*row_of, *column_of], dtype=torch.uint8), len(row_kinds), len(column_kinds)
@@ -196,6 +198,8 @@ def _take_residual(ctx: Lowering, e: Epilogue) -> None:
         e.declined = f"{user.name} is no sum of two pictures of one size"
     elif argument(user, "alpha", 1) != 1:
         e.declined = f"{user.name} scales an operand"
+    elif isinstance(waiting := ctx.env.get(other), Expr) and rows.sums_of(waiting):
+        e.declined = f"{user.name} goes into the row program of {other.name}"
     elif other not in ctx.env and other.op == "call_function":
         e.declined = f"{user.name} waits for {other.name}, which is computed later"
     else:
@@ -266,26 +270,32 @@ def _for_arm(target: str) -> bool:
     return machine.startswith(("aarch64", "arm64"))
 
 
-def call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], extra: Sequence[Value | None],
-          out: Sequence[Value | None]) -> Call:  # fmt: skip
-    weight = ctx.constant(argument(node, "weight"))
-    assert weight is not None
+def sizes(ctx: Lowering, node: fx.Node, weight: Tensor, kernel: str) -> tuple[dict[str, Any], list[Value], int]:
+    """The fields of vqc_bconv_params, the values every kernel begins with (x, w, base, classes), and scratch bytes."""
     geo = BinaryGeometry.of(node, weight)
     base, classes, row_classes, column_classes = base_sums(geo, weight)
-    rows = ctx.rows(geo)
+    height = ctx.rows(geo, node.name)
     pairs = {"k": geo.kernel, "s": geo.stride, "p": geo.padding, "d": geo.dilation}
     fields = {
         "n": geo.x[0], "c": geo.x[1], "h": geo.x[2], "w": geo.x[3], "o": geo.out[1], "oh": geo.out[2],
         "ow": geo.out[3], **{k + a: v[i] for k, v in pairs.items() for i, a in enumerate("hw")},
-        "row_classes": row_classes, "column_classes": column_classes, "rows": rows, **fields,
+        "row_classes": row_classes, "column_classes": column_classes, "rows": height,
     }  # fmt: skip
-    call = ctx.call(kernel, "bconv", Struct("vqc_bconv_params", fields), ctx.packed(argument(node, "x"), BITS),
-                    ctx.weight(pack_weight(weight), "weight"), ctx.weight(base, "base"),
-                    ctx.weight(classes, "classes"), *extra)  # fmt: skip
-    written: list[Arg] = [None if v is None else Ref(v.buffer, v.start, writes=True) for v in out]
+    values = [ctx.packed(argument(node, "x"), BITS), ctx.weight(pack_weight(weight), "weight"),
+              ctx.weight(base, "base"), ctx.weight(classes, "classes")]  # fmt: skip
     arm = geo.arm_scratch(row_classes * column_classes) if _for_arm(ctx.target) else 0
-    packed = geo.packed_scratch if kernel == "vqc_masked_bconv2d" else 0
-    call.args = (*call.args, *written, Scratch(align(geo.scratch(rows) + arm + packed)))
+    packed = geo.packed_scratch if kernel.startswith("vqc_masked") else 0
+    return fields, values, align(geo.scratch(height) + arm + packed)
+
+
+def call(ctx: Lowering, node: fx.Node, kernel: str, fields: dict[str, Any], extra: Sequence[Value | None],
+          out: Sequence[Value | None]) -> Call:  # fmt: skip
+    weight = ctx.constant(argument(node, "weight"))
+    assert weight is not None
+    common, values, scratch = sizes(ctx, node, weight, kernel)
+    call = ctx.call(kernel, "bconv", Struct("vqc_bconv_params", common | fields), *values, *extra)
+    written: list[Arg] = [None if v is None else Ref(v.buffer, v.start, writes=True) for v in out]
+    call.args = (*call.args, *written, Scratch(scratch))
     return call
 
 

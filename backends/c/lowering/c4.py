@@ -111,11 +111,19 @@ def per_channel(ctx: Lowering, tensor: torch.Tensor) -> Expr:
     return ex.load(ctx.weight(tensor.to(torch.float32).reshape(-1, 1, 1), "per_channel"))
 
 
-def why_not_fused(e: Expr, shape: tuple[int, ...]) -> str | None:
-    """None if an expression can follow the sums it has, else the reason it cannot."""
-    if len(sums_of(e)) > 1:
+def unmasked(e: Expr) -> bool:
+    """Whether the sums of an expression are those of a convolution of this page."""
+    return all(isinstance(x.source, Sums) for x in sums_of(e))
+
+
+def why_not_fused(e: Expr, node: fx.Node) -> str | None:
+    """None if a node's expression can follow the sums it has, else the reason it cannot."""
+    found = sums_of(e)
+    if len(found) > 1:
         return "it reads two convolutions, and one call computes one"
-    return rows.why_not(e, shape)
+    if not isinstance(found[0].source, Sums) and dtype_of(node) != torch.float32:
+        return "the masked kernel stores float32"
+    return rows.why_not(e, shape_of(node))
 
 
 def by_rows(ctx: Lowering, e: Expr, node: fx.Node) -> bool:
@@ -149,12 +157,14 @@ def emit_plain(ctx: Lowering, e: Expr, node: fx.Node) -> Value | None:
 
 def emit(ctx: Lowering, e: Expr, node: fx.Node) -> Value:
     """The call that computes a pointwise expression, with the convolution whose sums it has; gives the node's value."""
+    found = sums_of(e)
+    if found and not isinstance(found[0].source, Sums):
+        return found[0].source.emit(ctx, e, node)
     results: list[tuple[fx.Node, Expr]] = [(node, e), *followers(ctx, node, e)]
     outputs = []
     for n, _ in results:
         outputs.append(ctx.new(shape_of(n), dtype_of(n), n.name, "c4" if wants_c4(ctx.program, n) else None))
         ctx.bind(n, outputs[-1])
-    found = sums_of(e)
     code = rows.write([(x, v) for (_, x), v in zip(results, outputs, strict=True)], lead=len(found))
     rest = rows.rows_struct(ctx, code, outputs)
     values = [o.value for o in code.operands]

@@ -9,7 +9,6 @@ from torch import fx
 
 from vqc.backends.c.ir import Struct, align
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.lowering import binary
 from vqc.backends.c.lowering.conv import constant_arguments, geometry, packed_weight
 from vqc.backends.c.packing import C4Geometry, Geometry, pack_c4, pack_words
 from vqc.backends.c.registry import all_of, lowering, only
@@ -83,15 +82,3 @@ def lower_masked_qconv(ctx: Lowering, node: fx.Node) -> None:
         ctx.weight(zeros, "x_zero"), ctx.dense(argument(node, "mask")), out=[ctx.result(node)],
         scratch=words.scratch(rows) + align(in_place) + list_bytes(words, rows),
     )  # fmt: skip
-
-
-# ---- binary --------------------------------------------------------------------------------------------------------
-
-
-@lowering("vqc::masked_bconv2d", check=all_of(binary.binary_weight, constant_arguments("scale", "bias")))
-def lower_masked_bconv(ctx: Lowering, node: fx.Node) -> None:
-    scale, bias = ctx.constant(argument(node, "scale")), ctx.constant(argument(node, "bias"))
-    assert scale is not None
-    extra = [ctx.weight(scale, "scale"), ctx.weight(bias, "bias") if bias is not None else None,
-             ctx.dense(argument(node, "mask"))]  # fmt: skip
-    binary.call(ctx, node, "vqc_masked_bconv2d", {"act": "VQC_BACT_NONE"}, extra, [ctx.result(node)])

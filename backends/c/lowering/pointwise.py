@@ -76,8 +76,8 @@ def finish(ctx: Lowering, node: fx.Node, e: Expr) -> None:
         ctx.followed = e
         return
     lazy = [(a, ctx.env[a]) for a in node.all_input_nodes if isinstance(ctx.env.get(a), Expr)]
-    held = [(a, x) for a, x in lazy if rows.sums_of(x)]
-    while held and (why := c4.why_not_fused(e, shape_of(node))) is not None:
+    held = sorted(((a, x) for a, x in lazy if rows.sums_of(x)), key=lambda h: not c4.unmasked(h[1]))
+    while held and (why := c4.why_not_fused(e, node)) is not None:
         arg, inner = held.pop(0)  # its convolution is computed by itself
         ctx.unfused[arg.name] = f"{node.name}: {why}"
         lazy.remove((arg, inner))
