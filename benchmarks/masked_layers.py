@@ -2,8 +2,13 @@
 
 python -m benchmarks.masked_layers
 
-One thread. Masks are blobs: smooth noise of 8 cells over the width, above the quantile that gives the density. A layer
-and its masks run in one process in turn, and the least of the repeats counts.
+One thread. Masks are blobs: smooth noise of 8 cells over the width, above the quantile that gives the density; "points"
+are as many positions scattered at random, the worst a mask can be. A layer and its masks run in one process in turn,
+and the least of the repeats counts.
+
+"binary unit" is the masked branch of BiVM's decoder unit, y = U * f3(conv3x3) + f1(conv1x1): the 3x3 convolution and
+all that follows it, on top of the other branch's result. Dense: the faster of the same under a mask that keeps
+everything, and of what a program without a mask becomes.
 """
 
 from __future__ import annotations
@@ -108,6 +113,89 @@ def layer(kind: str, channels: int, h: int, w: int) -> tuple[Program, Program, T
     return dense, program(masked, [x, mask], "$0", *fixed, "$1", *tail, *last), x
 
 
+def unit(channels: int, h: int, w: int, *, masked: bool) -> tuple[Program, Tensor]:
+    """The unit of BiVM's decoder, from a picture [1,C,H,W] and U [1,1,H,W] to signs; and the picture."""
+    ops, aten, graph = torch.ops.vqc, torch.ops.aten, fx.Graph()
+    g = torch.Generator().manual_seed(1)
+    x, u = torch.randn(1, channels, h, w, generator=g), torch.rand(1, 1, h, w, generator=g)
+    p = Program("unit", graph, {}, [], ["y"], example=(x, u))
+
+    def call(op: Any, *args: Any) -> fx.Node:
+        made = []
+        for a in args:
+            if isinstance(a, Tensor):
+                p.constants[f"c{len(p.constants)}"] = a
+                a, value = graph.create_node("get_attr", f"c{len(p.constants) - 1}"), a
+                a.meta["val"] = meta_of(value)
+            made.append(a)
+        node = graph.call_function(op, tuple(made))
+        infer(p, node)
+        return node
+
+    def branch(size: int, mask: fx.Node | None) -> fx.Node:
+        weight = (torch.randint(0, 2, (channels, channels, size, size), generator=g) * 2 - 1).to(torch.int8)
+        scaled = (weight, torch.rand(channels, generator=g), torch.randn(channels, generator=g))
+        geometry = ([1, 1], [size // 2] * 2, [1, 1])
+        bits = call(ops.binarize.default, nodes[0], torch.full((1,), 0.1 * size))
+        y = (call(ops.bconv2d.default, bits, *scaled, *geometry) if mask is None
+             else call(ops.masked_bconv2d.default, bits, *scaled, mask, *geometry))  # fmt: skip
+        y = call(aten.prelu.default, y, torch.rand(channels, generator=g))
+        return call(aten.add.Tensor, y, torch.randn(channels, 1, 1, generator=g))
+
+    nodes = []
+    for i, t in enumerate((x, u)):
+        nodes.append(graph.placeholder(f"x{i}"))
+        nodes[-1].meta["val"] = meta_of(t)
+    p.inputs = [Input(n.name, tuple(t.shape), t.dtype) for n, t in zip(nodes, (x, u), strict=True)]
+    sparse = branch(3, call(aten.ne.Scalar, nodes[1], 0.0) if masked else None)
+    y = call(aten.add.Tensor, call(aten.mul.Tensor, sparse, nodes[1]), branch(1, None))
+    graph.output((call(ops.binarize.default, y, torch.zeros(1)),))
+    return p, x
+
+
+def unit_stepper(p: Program) -> Callable[[Sequence[Tensor]], float]:
+    """Compile a unit; a step gives the seconds of its 3x3 branch alone."""
+    made = CBackend().compile(p, "native", {"fallback": "none"}).model
+    state, calls = made.new_state(), made.model.lowered.calls
+    chosen = [i for i, c in enumerate(calls) if c.kernel == "vqc_masked_bconv2d_rows"]
+    if not chosen:  # without a mask: the convolution that comes first, and the pointwise call
+        chosen = [next(i for i, c in enumerate(calls) if c.kernel == "vqc_bconv2d"),
+                  *(i for i, c in enumerate(calls) if c.kernel == "vqc_rows_c4")]  # fmt: skip
+
+    def step(inputs: Sequence[Tensor]) -> float:
+        with made.profiled() as seconds:
+            made.step(state, inputs)
+        return sum(seconds[i] for i in chosen)
+
+    return step
+
+
+def measure_units(layers: Sequence[tuple[int, int, int]] = LAYERS, densities: Sequence[float] = DENSITIES,
+                  repeats: int = 30) -> list[dict[str, Any]]:  # fmt: skip
+    """The records of `measure` for the binary unit, under blobs and under points."""
+    records = []
+    for channels, h, w in layers:
+        (dense, x), (masked, _) = unit(channels, h, w, masked=False), unit(channels, h, w, masked=True)
+        whole, part = unit_stepper(dense), unit_stepper(masked)
+        g = torch.Generator().manual_seed(2)
+        fraction = 0.1 + 0.9 * torch.rand(1, 1, h, w, generator=g)
+        points = torch.rand(1, 1, h, w, generator=g)
+        masks = [("binary unit", blobs(d, h, w)) for d in densities]
+        masks += [("binary unit, points", points < d) for d in densities if 0 < d < 1]
+        cases = [(x, fraction), *((x, fraction * m) for _, m in masks)]
+        base, times = [float("inf")], [float("inf")] * len(cases)
+        for _ in range(repeats):
+            _least(whole, cases[:1], base)
+            _least(part, cases, times)
+        dense_s = min(base[0], times[0])
+        records += [
+            {"kind": kind, "layer": f"{channels}->{channels}@{h}x{w}", "density": float(m.float().mean()),
+             "dense_ms": dense_s * 1e3, "masked_ms": t * 1e3, "ratio": t / dense_s}
+            for (kind, m), t in zip(masks, times[1:], strict=True)
+        ]  # fmt: skip
+    return records
+
+
 def measure(kinds: Sequence[str] = ("float32", "int8", "binary"), layers: Sequence[tuple[int, int, int]] = LAYERS,
             densities: Sequence[float] = DENSITIES, repeats: int = 30) -> list[dict[str, Any]]:  # fmt: skip
     """One record for each kind, layer and density: milliseconds dense and masked, and their ratio."""
@@ -126,7 +214,7 @@ def measure(kinds: Sequence[str] = ("float32", "int8", "binary"), layers: Sequen
                  "dense_ms": base[0] * 1e3, "masked_ms": t * 1e3, "ratio": t / base[0]}
                 for (_, mask), t in zip(cases, times, strict=True)
             ]  # fmt: skip
-    return records
+    return records + measure_units(layers, densities, repeats)
 
 
 def main() -> None:

@@ -106,7 +106,11 @@ def masked(records: Sequence[Record]) -> str:
     """Masked layers: one row for a kind, a layer and a density."""
     names = {"layer": "layer", "kind": "type", "density": "active", "dense_ms": "dense ms", "masked_ms": "masked ms",
              "ratio": "masked / dense"}  # fmt: skip
-    return "\nConvolutions under a mask of blobs, 1 thread.\n\n" + _chosen(records, names, {"density": 2})
+    text = (
+        "\nConvolutions under a mask of blobs (`points`: scattered at random), 1 thread; `binary unit`: with what follows "
+        "it in\nBiVM's decoder.\n\n"
+    )
+    return text + _chosen(records, names, {"density": 2})
 
 
 # ---- the build -----------------------------------------------------------------------------------------------------
