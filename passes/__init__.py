@@ -6,6 +6,7 @@ One pass is one file of its name: `fold-bn` is in `fold_bn.py`, tested in `tests
 from vqc.passes.affine_calibrate import AffineCalibrate
 from vqc.passes.allocate_bits import AllocateBits
 from vqc.passes.bias_correct import BiasCorrect
+from vqc.passes.binarize import Binarize
 from vqc.passes.canonicalize import Canonicalize
 from vqc.passes.distill import Distill
 from vqc.passes.equalize import Equalize
@@ -22,6 +23,6 @@ from vqc.passes.quantize import Quantize
 from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
 
-__all__ = ["AffineCalibrate", "AllocateBits", "BiasCorrect", "Canonicalize", "Distill", "Equalize", "ExactFloat",
-           "FloatWhereSlower", "FoldBN", "FoldBNSign", "FoldConstants", "Gptq", "LowerBinary", "LowerInteger",
-           "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip
+__all__ = ["AffineCalibrate", "AllocateBits", "BiasCorrect", "Binarize", "Canonicalize", "Distill", "Equalize",
+           "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldBNSign", "FoldConstants", "Gptq", "LowerBinary",
+           "LowerInteger", "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip
