@@ -107,8 +107,8 @@ def masked(records: Sequence[Record]) -> str:
     names = {"layer": "layer", "kind": "type", "density": "active", "dense_ms": "dense ms", "masked_ms": "masked ms",
              "ratio": "masked / dense"}  # fmt: skip
     text = (
-        "\nConvolutions under a mask of blobs (`points`: scattered at random), 1 thread; `binary unit`: with what follows "
-        "it in\nBiVM's decoder.\n\n"
+        "\nConvolutions under a mask of blobs (`points`: scattered at random), 1 thread; `binary unit`: with what "
+        "follows it in\nBiVM's decoder.\n\n"
     )
     return text + _chosen(records, names, {"density": 2})
 
