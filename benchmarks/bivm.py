@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import Record, folder, machine, write
-from vqc.models import load
+from vqc.models import load_rvm
 from vqc.models.binary import METHODS
 from vqc.models.bivm import BiVM
 from vqc.train.data import Material, Sampler, known_material
@@ -83,7 +83,7 @@ def built(row: Row, seed: int) -> BiVM:
 
 def materials() -> tuple[Material, Material]:
     """(to learn from, to be judged on): no person, figure or background frame is in both."""
-    whole = known_material(load("rvm"))
+    whole = known_material(load_rvm())
     people = len(whole.cutouts) - 12
     test = Material([], [*whole.cutouts[:UNSEEN], drawn_portrait((432, 512), 77), drawn_portrait((432, 512), 78)], [])
     learned = replace(whole, cutouts=whole.cutouts[UNSEEN:people] + whole.cutouts[people:], backgrounds=[])
@@ -96,7 +96,7 @@ def materials() -> tuple[Material, Material]:
 
 
 def ablation(rows: tuple[Row, ...], steps: int, seed: int, workdir: Path) -> list[Record]:
-    """One record a row, in order."""
+    """One record a row, in the order given: a twin comes before who mimics it."""
     learned, test = materials()
     judge = Sampler(test, FRAMES, SIZE, drawn=0.0)
     clips = [judge.sample(4711, i) for i in range(CLIPS)]
@@ -156,7 +156,9 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     began = machine()
-    records = ablation(tuple(r for r in ROWS if r.number in given.rows), given.steps, given.seed, given.workdir)
+    rows = tuple(r for number in given.rows for r in ROWS if r.number == number)
+    records = ablation(rows, given.steps, given.seed, given.workdir)
+    records.sort(key=lambda r: r["row"])
     found = [*records, *directions(records)]
     for line in found[len(records) :]:
         print(", ".join(f"{k} {v}" for k, v in line.items()))

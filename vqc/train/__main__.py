@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from .. import distributed
 from ..errors import TrainingError, VqcError
-from ..models import load
+from ..models import load_rvm
 from ..models.binary import METHODS
 from ..models.bivm import BIMATTING_SHORTCUTS, BIVM_SHORTCUTS, BiVM
 from ..models.packed import save_packed
@@ -88,7 +88,7 @@ def main(
 
 
 def _material(clips: list[Path], backgrounds: list[Path]) -> Material:
-    teacher = load("rvm")
+    teacher = load_rvm()
     size = (288, 512)
     if not clips:
         return known_material(teacher, size)
