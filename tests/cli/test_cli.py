@@ -96,8 +96,15 @@ def test_compare_judges_a_picture_by_psnr(place: Path) -> None:
 
 def test_inspect_shows_states_history_text_and_kernels(place: Path) -> None:
     said = vqc("inspect", f"{place}/nets.py:matting", "--target", "reference", "--text")
-    for piece in ("state r ", "input src", "fold-bn: ", "program ", "eager aten.conv2d", "reference for reference",
-                  "M multiply-adds"):
+    for piece in (
+        "state r ",
+        "input src",
+        "fold-bn: ",
+        "program ",
+        "eager aten.conv2d",
+        "reference for reference",
+        "M multiply-adds",
+    ):
         assert piece in said, piece
 
 
