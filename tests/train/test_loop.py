@@ -51,7 +51,7 @@ def test_it_learns() -> None:
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, amp: bool) -> None:
-    stages = [replace(STAGE, steps=6, amp=amp), replace(STAGE, name="t", steps=4, amp=amp)]
+    stages = [replace(STAGE, steps=6, amp=amp), replace(STAGE, name="t", steps=4, burn_in=2, amp=amp)]
     straight = net()
     Trainer(straight, sampler, folder=tmp_path / "a").run(stages)
 
@@ -87,6 +87,27 @@ def test_the_state_is_carried_between_windows_and_not_between_clips() -> None:
     Trainer(Watched(width=0.25), sampler).run([STAGE])
     assert [empty for empty, _ in seen] == [True, False] * 3
     assert not any(grad for _, grad in seen)
+
+
+def test_burn_in_fills_the_state_as_inference_would() -> None:
+    """Frames before the first window are seen in eval mode without a gradient; how many changes from clip to clip."""
+    seen: list[tuple[int, bool, bool, bool]] = []
+
+    class Watched(BiVM):
+        def details(self, src, states=(None,) * 4, ratio=1.0):  # type: ignore[no-untyped-def]
+            seen.append((src.shape[1], self.training, torch.is_grad_enabled(), states[0] is None))
+            return super().details(src, states, ratio)
+
+    torch.manual_seed(0)
+    clips = 8
+    Trainer(Watched(width=0.25), sampler).run([replace(STAGE, steps=2 * clips, burn_in=3)])
+    learned = [s for s in seen if s[1]]
+    filled = [s for s in seen if not s[1]]
+    assert [frames for frames, *_ in learned] == [2] * 2 * clips and all(grad for _, _, grad, _ in learned)
+    assert all(not grad and empty for _, _, grad, empty in filled)
+    lengths = {frames for frames, *_ in filled}
+    assert lengths <= {1, 2, 3} and len(lengths) > 1
+    assert sum(empty for *_, empty in learned) == clips - len(filled) < clips  # a clip whose number was 0 starts empty
 
 
 def test_mimicking_and_the_refiner_are_trained_where_asked() -> None:

@@ -33,8 +33,10 @@ class Schedule:
     """One stage of training.
 
     `steps` of Adam, each over a `batch` of windows of `window` frames; a clip of `frames` frames gives frames / window
-    steps, its state carried, the gradient cut between windows. `size` (H, W) of frames. Learning rates of the three
-    parts fall as half a cosine to `last_rate` of themselves after a linear `warm_up` (a share of the steps).
+    steps, its state carried, the gradient cut between windows. `burn_in`: of so many frames before them a number,
+    drawn anew for every clip, fills the state and gives no gradient: a past at a third of its cost. `size` (H, W) of
+    frames. Learning rates of the three parts fall as half a cosine to `last_rate` of themselves after a linear `warm_up`
+    (a share of the steps).
     `refine`: the scale the network works at, with the refiner bringing its result to `size` (None: no refiner).
     `mimic`: weight mu of the mimicking loss, where a float twin is given. `shortcuts`: weight lambda of eq. 13.
     `guess`: weight of the auxiliary matte. `amp`: convolutions in bfloat16.
@@ -51,6 +53,7 @@ class Schedule:
     refiner_rate: float = 0.0
     warm_up: float = 0.02
     last_rate: float = 0.02
+    burn_in: int = 0
     refine: float | None = None
     mimic: float = 0.0
     shortcuts: float = 1e-4
@@ -105,12 +108,14 @@ class Trainer:
         last_saved = time.monotonic()
         state: tuple[Tensor | None, ...] = (None,) * 4
         per_clip = stage.frames // stage.window
-        for step, sample in self._windows(number, stage, first):
+        for step, before, sample in self._windows(number, stage, first):
             at = step % per_clip
             if at == 0:
                 state = (None,) * 4
             self._set_rate(optimizer, stage, step)
             sample = Sample(*(x.to(device) for x in (sample.frames, sample.foreground, sample.alpha)))
+            if before.shape[1]:
+                state = self._filled(stage, before.to(device), state)
             terms, state = self._loss(stage, sample, state)
             total = terms["total"]
             if not math.isfinite(self.shard.mean(float(total.detach()))):
@@ -150,9 +155,10 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * share
 
-    def _windows(self, number: int, stage: Schedule, first: int) -> Iterator[tuple[int, Sample]]:
-        """(step, its window) from step `first` on; the next clip is made while this one is learned from."""
-        sampler = self.sampler_of(stage.frames, stage.size)
+    def _windows(self, number: int, stage: Schedule, first: int) -> Iterator[tuple[int, Tensor, Sample]]:
+        """(step, frames [B,n,3,H,W] before its window that fill the state, its window) from step `first` on; the next
+        clip is made while this one is learned from."""
+        sampler = self.sampler_of(stage.burn_in + stage.frames, stage.size)
         per_clip = stage.frames // stage.window
         world, rank = self.shard.world, self.shard.rank
         seed = self.seed * 64 + number
@@ -161,15 +167,29 @@ class Trainer:
             return sampler.batch(seed, (index * world + rank) * stage.batch, stage.batch)
 
         with ThreadPoolExecutor(1) as pool:
-            begin = first // per_clip
-            ahead = pool.submit(clip, begin)
-            for index in range(begin, -(-stage.steps // per_clip)):
+            done = first // per_clip
+            ahead = pool.submit(clip, done)
+            for index in range(done, -(-stage.steps // per_clip)):
                 sample, ahead = ahead.result(), pool.submit(clip, index + 1)
+                g = torch.Generator().manual_seed(seed * 1_000_003 + index)
+                unused = int(torch.randint(stage.burn_in + 1, (), generator=g))
                 for at in range(per_clip):
                     step = index * per_clip + at
                     if first <= step < stage.steps:
-                        part = slice(at * stage.window, (at + 1) * stage.window)
-                        yield step, Sample(*(x[:, part] for x in (sample.frames, sample.foreground, sample.alpha)))
+                        begin = stage.burn_in + at * stage.window
+                        part = slice(begin, begin + stage.window)
+                        before = sample.frames[:, unused : stage.burn_in] if at == 0 else sample.frames[:, :0]
+                        window = (x[:, part] for x in (sample.frames, sample.foreground, sample.alpha))
+                        yield step, before, Sample(*window)
+
+    @torch.no_grad()
+    def _filled(self, stage: Schedule, frames: Tensor, state: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """The states after `frames` [B,n,3,H,W]. As at inference: norms keep their statistics, and learn none."""
+        self.net.eval()
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=stage.amp):
+            details = self.net.details(frames, state, stage.refine or 1.0)
+        self.net.train()
+        return tuple(s.float() for s in details.states)
 
     # ---- the loss --------------------------------------------------------------------------------------------------
 
