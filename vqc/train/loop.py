@@ -35,8 +35,8 @@ class Schedule:
     `steps` of Adam, each over a `batch` of windows of `window` frames; a clip of `frames` frames gives frames / window
     steps, its state carried, the gradient cut between windows. `burn_in`: of so many frames before them a number,
     drawn anew for every clip, fills the state and gives no gradient: a past at a third of its cost. `size` (H, W) of
-    frames. Learning rates of the three parts fall as half a cosine to `last_rate` of themselves after a linear `warm_up`
-    (a share of the steps).
+    frames. Learning rates of the three parts fall as half a cosine to `last_rate` of themselves after a linear
+    `warm_up` (a share of the steps).
     `refine`: the scale the network works at, with the refiner bringing its result to `size` (None: no refiner).
     `mimic`: weight mu of the mimicking loss, where a float twin is given. `shortcuts`: weight lambda of eq. 13.
     `guess`: weight of the auxiliary matte. `amp`: convolutions in bfloat16.
