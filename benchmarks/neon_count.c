@@ -99,6 +99,7 @@ static void fill(layer *l) {
     l->tau = floats(p->o);
     l->residual = floats(l->outputs);
     l->y = floats(l->outputs);
+    p->residuals = p->o, p->residual_scale = 1.0f;
     p->scratch = 1u << 24;
 }
 
@@ -142,6 +143,8 @@ static int compare(const vqc_model *m, void *scratch) {
     bad |= differ(l.bits, bits, l.words);
     const int in_place = draw() % 2, bias = draw() % 2, add = draw() % 4 > 0, keep = draw() % 4 > 0, sign = draw() % 4 > 0;
     if (in_place) memcpy(l.y, l.residual, (size_t)l.outputs * 4);
+    else if (p->o % 2 == 0 && draw() % 2) p->residuals = p->o / 2;
+    if (draw() % 2) p->residual_scale = 0.3f;
     vqc_bconv2d(m, p, l.x, l.w, l.base, l.classes, l.scale, bias ? l.bias : NULL,
                 add ? in_place && keep ? l.y : l.residual : NULL, l.slope, l.tau, keep ? l.y : NULL,
                 sign ? l.bits : NULL, scratch);

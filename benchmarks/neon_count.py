@@ -28,7 +28,15 @@ RESULTS = HERE / "results" / "aarch64-qemu" / "instructions.json"
 EMULATOR = "qemu-aarch64-static"
 FLAGS = ("-target", "aarch64-linux-musl", "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=off", "-fno-sanitize=all")  # fmt: skip
-NAMES = ("bconv2d", "masked_bconv2d", "bconv2d_threshold", "binarize", "bits_pack", "bits_unpack")
+NAMES = (
+    "bconv2d",
+    "masked_bconv2d",
+    "masked_bconv2d_rows",
+    "bconv2d_threshold",
+    "binarize",
+    "bits_pack",
+    "bits_unpack",
+)
 TWIN = ("-DVQC_GENERIC", *(f"-Dvqc_{name}=plain_{name}" for name in NAMES))
 
 

@@ -215,23 +215,27 @@ class Lowering:
 
     # ---- the whole program -----------------------------------------------------------------------------------------
 
+    def lower(self, node: fx.Node) -> None:
+        """Lower one node, whose operands are lowered. Raises UnsupportedOp where there is no rule for it."""
+        self.node = node
+        rule = rule_for(node.target, self.target)
+        if rule is None:
+            raise UnsupportedOp(
+                f"{node.name} has no C kernel",
+                where=str(node.meta.get("source", "")),
+                why=f"no rule for {node.target}",
+                way_out="compile with fallback=eager",
+            )
+        rule.lower(self, node)
+        self.kernels.setdefault(node.name, "")
+
     def run(self) -> Lowered:
         program = self.program
         inputs, states, state_size = self._interface()
         for node in program.calls:
             if node in self.done:
                 continue
-            self.node = node
-            rule = rule_for(node.target, self.target)
-            if rule is None:
-                raise UnsupportedOp(
-                    f"{node.name} has no C kernel",
-                    where=str(node.meta.get("source", "")),
-                    why=f"no rule for {node.target}",
-                    way_out="compile with fallback=eager",
-                )
-            rule.lower(self, node)
-            self.kernels.setdefault(node.name, "")
+            self.lower(node)
         self.node = None
         outputs = self._finish(states)
         resets = [self.pool.add(s.reset, f"reset_{s.name}") if bool(s.reset.any()) else None for s in program.states]

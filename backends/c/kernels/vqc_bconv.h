@@ -51,11 +51,13 @@ typedef struct vqc_bconv_params {
     int32_t rows;                           /* output rows of one task */
     int32_t act;                            /* enum vqc_bconv_activation */
     int32_t taus;                           /* thresholds of the sign that follows: 1 or o */
+    int32_t residuals;                      /* channels of the residual: channel i takes i modulo residuals */
+    float residual_scale;                   /* what it is multiplied by */
     size_t scratch;                         /* bytes of scratch for one worker */
 } vqc_bconv_params;
 
-/* Float result: v = (float)acc * scale + bias; v = v + residual (f32, same shape; may be y itself, or NULL);
- * v = activation(v), slope [o] for PReLU; y = v (unless NULL), bits = v < tau (unless NULL).
+/* Float result: v = (float)acc * scale + bias; v = v + residual * residual_scale (f32 [n][residuals][oh][ow]; may
+ * be y itself where it has o channels, or NULL); v = activation(v), slope [o] for PReLU; y = v (unless NULL), bits = v < tau (unless NULL).
  *   base int32 [o][row_classes][column_classes] and 16 more entries; classes uint8 [oh] of rows, then [ow] of columns. */
 void vqc_bconv2d(const vqc_model *m, const vqc_bconv_params *p, const uint32_t *x, const uint32_t *w,
                  const int32_t *base, const uint8_t *classes, const float *scale, const float *bias,

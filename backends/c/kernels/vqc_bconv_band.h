@@ -41,6 +41,12 @@ typedef struct bc_job {
     const float *start;
 } bc_job;
 
+/* What is added to a channel of the result: [oh][ow], NULL where nothing is. */
+static inline const float *bc_residual(const bc_job *j, ptrdiff_t image, ptrdiff_t o) {
+    const ptrdiff_t channels = j->p->residuals, plane = (ptrdiff_t)j->p->oh * j->p->ow;
+    return j->residual == NULL ? NULL : j->residual + (image * channels + o % channels) * plane;
+}
+
 /* What bc_sums reads: channel j of the block at column i has
  *   count = sum over steps k of differing bits of x[off[k] + i ..] and w's channel j, and
  *   acc   = base[j * base_step + column[i]] - 2 * count   when padded taps were counted,

@@ -70,20 +70,20 @@ static BC_INLINE void bc_store(float *to, vqc_vf v, ptrdiff_t some) {
     for (ptrdiff_t e = 0; e < some; e++) to[e] = lanes[e];
 }
 
-/* The float epilogue of one channel: n sums, the first one at y[at]; marks the channel's bit. `keep`, unless NULL: -1 where
- * the mask keeps a position, 0 where it does not. */
+/* The float epilogue of one channel: n sums, the first one at y[at]; marks the channel's bit. `residual`: what is added,
+ * or NULL. `keep`, unless NULL: -1 where the mask keeps a position, 0 where it does not. */
 static BC_INLINE void bc_finish(const bc_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t n, int act, const int32_t *t,
-                                const int32_t *keep, int32_t *word) {
-    const float *residual = j->residual != NULL ? j->residual + at : NULL;
+                                const float *residual, const int32_t *keep, int32_t *word) {
     float *y = j->y != NULL ? j->y + at : NULL;
     const int sign = j->bits != NULL;
     const float bias = j->bias != NULL ? j->bias[o] : -0.0f; /* x + -0 is x, for every x */
     const vqc_vf scales = BC_ALL(j->scale[o]), biases = BC_ALL(bias), zero = BC_ALL(0.0f), one = BC_ALL(1.0f);
     const vqc_vf slopes = BC_ALL(act == VQC_BACT_PRELU ? j->slope[o] : 0.0f);
+    const vqc_vf by = BC_ALL(j->p->residual_scale);
     const vqc_vf taus = BC_ALL(sign ? j->tau[j->p->taus > 1 ? o : 0] : 0.0f);
     for (ptrdiff_t i = 0; i < n; i += VQC_VL) {
         vqc_vf v = BC_FLOAT(*(const vqc_vi_mem *)(const void *)(t + i)) * scales + biases;
-        if (residual != NULL) v += bc_load(residual + i, n - i);
+        if (residual != NULL) v += bc_load(residual + i, n - i) * by;
         if (act == VQC_BACT_PRELU) v *= BC_SELECT(BC_LESS(zero, v), one, slopes); /* v * 1 is v */
         if (act == VQC_BACT_RELU) v = BC_SELECT(BC_LESS(v, zero), zero, v);
         if (keep != NULL) v = BC_SELECT(*(const vqc_vi_mem *)(const void *)(keep + i), v, zero);
@@ -141,7 +141,7 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
     BC_ALIGNED int32_t word[BC_SEGMENT] = {0};
     if (j->residual != NULL) {
         for (ptrdiff_t i = 0; i < channels; i++) {
-            const float *next = j->residual + (image * p->o + o + i) * plane + at;
+            const float *next = bc_residual(j, image, o + i) + at;
             for (ptrdiff_t e = 0; e < n; e += 16) BC_PREFETCH(next + e);
         }
     }
@@ -156,10 +156,11 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
     } else {
         for (ptrdiff_t i = 0; i < channels; i++) {
             const ptrdiff_t from = (image * p->o + o + i) * plane + at;
-            if (masked) bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], keep, word);
-            else if (p->act == VQC_BACT_PRELU) bc_finish(j, o + i, from, n, VQC_BACT_PRELU, t[i], NULL, word);
-            else if (p->act == VQC_BACT_RELU) bc_finish(j, o + i, from, n, VQC_BACT_RELU, t[i], NULL, word);
-            else bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], NULL, word);
+            const float *added = j->residual != NULL ? bc_residual(j, image, o + i) + at : NULL;
+            if (masked) bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], added, keep, word);
+            else if (p->act == VQC_BACT_PRELU) bc_finish(j, o + i, from, n, VQC_BACT_PRELU, t[i], added, NULL, word);
+            else if (p->act == VQC_BACT_RELU) bc_finish(j, o + i, from, n, VQC_BACT_RELU, t[i], added, NULL, word);
+            else bc_finish(j, o + i, from, n, VQC_BACT_NONE, t[i], added, NULL, word);
         }
     }
     if (j->bits != NULL) {

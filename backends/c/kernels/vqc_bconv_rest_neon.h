@@ -67,8 +67,10 @@ static inline uint8_t bc_flips(const bc_job *j, ptrdiff_t o) {
 
 /* Numbers of one channel. */
 typedef struct bc_channel {
-    float scale, bias, slope, tau;
+    float scale, bias, slope, tau, by;
 } bc_channel;
+
+enum { BC_NOTHING, BC_PLAIN, BC_SCALED }; /* what is added: nothing, a residual, one times residual_scale */
 
 /* One channel at one chunk; acc = base - twice, twice the count. Returns v < tau. */
 static BC_INLINE uint8x16_t bc_float16(int act, int add, const uint16_t *base, const uint16_t *twice, const bc_channel *c,
@@ -84,7 +86,7 @@ static BC_INLINE uint8x16_t bc_float16(int act, int add, const uint16_t *base, c
     BC_UNROLL for (int i = 0; i < 4; i++) from[i] = add ? vld1q_f32(residual + 4 * i) : vdupq_n_f32(0.0f);
     BC_UNROLL for (int i = 0; i < 4; i++) {
         v[i] = vaddq_f32(vmulq_n_f32(v[i], c->scale), vdupq_n_f32(c->bias));
-        if (add) v[i] = vaddq_f32(v[i], from[i]);
+        if (add) v[i] = vaddq_f32(v[i], add == BC_SCALED ? vmulq_n_f32(from[i], c->by) : from[i]);
         if (act == VQC_BACT_PRELU) v[i] = vbslq_f32(vcgtzq_f32(v[i]), v[i], vmulq_n_f32(v[i], c->slope));
         if (act == VQC_BACT_RELU)
             v[i] = vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v[i]), vcltzq_f32(v[i])));
@@ -103,9 +105,9 @@ static BC_INLINE void bc_float_as(const bc_job *j, int act, int add, int keep, p
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
     const ptrdiff_t first = (image * p->o + o) * plane, taus = p->taus > 1;
-    const float *residual = add ? j->residual + first : NULL, *tau = j->tau != NULL ? j->tau + o * taus : NULL;
+    const float *residual = NULL, *tau = j->tau != NULL ? j->tau + o * taus : NULL;
     float *y = keep ? j->y + first : NULL, from[16] = {0}, to[16];
-    bc_channel c = {0, -0.0f, 0, 0}; /* x + -0 is x, for every x */
+    bc_channel c = {0, -0.0f, 0, 0, p->residual_scale}; /* x + -0 is x, for every x */
     ptrdiff_t at[BC_CHUNKS], whole = 0; /* chunks before the first short one */
     for (ptrdiff_t v = 0; v < count; v++) {
         bits[v] = vdupq_n_u8(0);
@@ -114,6 +116,7 @@ static BC_INLINE void bc_float_as(const bc_job *j, int act, int add, int keep, p
     }
     for (ptrdiff_t i = o; i < o + channels; i++, base += BC_TILE, twice += BC_TILE) {
         c.scale = j->scale[i];
+        if (add) residual = bc_residual(j, image, i);
         if (j->bias != NULL) c.bias = j->bias[i];
         if (act == VQC_BACT_PRELU) c.slope = j->slope[i];
         if (tau != NULL) c.tau = *tau, tau += taus;
@@ -126,23 +129,28 @@ static BC_INLINE void bc_float_as(const bc_job *j, int act, int add, int keep, p
             bits[v] = vsriq_n_u8(bc_float16(act, add, base + 16 * v, twice + 16 * v, &c, from, to), bits[v], 1);
             if (keep) memcpy(y + at[v], to, size);
         }
-        if (add) residual += plane;
         if (keep) y += plane;
     }
     for (ptrdiff_t v = 0; v < count; v++) bits[v] = vshlq_u8(bits[v], vdupq_n_s8((int8_t)(channels - BC_BLOCK)));
 }
 
 #define BC_FLOAT_AS(ACT, ADD, KEEP) bc_float_as(j, ACT, ADD, KEEP, image, o, places, count, base, twice, bits)
+#define BC_FLOAT_ADD(ACT, KEEP)                                                                                       \
+    if (j->residual == NULL) BC_FLOAT_AS(ACT, BC_NOTHING, KEEP);                                                      \
+    else if (plain) BC_FLOAT_AS(ACT, BC_PLAIN, KEEP);                                                                 \
+    else BC_FLOAT_AS(ACT, BC_SCALED, KEEP);
 #define BC_FLOAT_CASE(ACT)                                                                                            \
     case ACT:                                                                                                         \
-        if (j->residual != NULL && j->y != NULL) BC_FLOAT_AS(ACT, 1, 1);                                              \
-        else if (j->residual != NULL) BC_FLOAT_AS(ACT, 1, 0);                                                         \
-        else if (j->y != NULL) BC_FLOAT_AS(ACT, 0, 1);                                                                \
-        else BC_FLOAT_AS(ACT, 0, 0);                                                                                  \
+        if (j->y != NULL) {                                                                                           \
+            BC_FLOAT_ADD(ACT, 1)                                                                                      \
+        } else {                                                                                                      \
+            BC_FLOAT_ADD(ACT, 0)                                                                                      \
+        }                                                                                                             \
         break;
 
 static void bc_float(const bc_job *j, ptrdiff_t image, ptrdiff_t o, const bc_place *places, ptrdiff_t count,
                      const uint16_t *base, const uint16_t *twice, uint8x16_t *bits) {
+    const int plain = j->p->residual_scale == 1.0f;
     switch (j->p->act) {
         BC_FLOAT_CASE(VQC_BACT_PRELU)
         BC_FLOAT_CASE(VQC_BACT_RELU)

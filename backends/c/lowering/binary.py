@@ -31,6 +31,8 @@ BLOCK = 8  # BC_BLOCK in vqc_bconv_band.h
 SEGMENT = 64  # BC_SEGMENT
 KERNEL_LIMIT = 7  # columns of a kernel: 16 classes of columns are enough then
 SUM_LIMIT = 32767  # channels times taps: some hooks count in 16 bits
+MOST_BROUGHT = 8  # operators of a residual that may be computed before the convolution instead of behind it
+BROUGHT = {"aten::split.Tensor", "aten::slice.Tensor", "getitem", "aten::add.Tensor", "aten::mul.Tensor", "aten::cat"}
 BAND_BYTES = 192 << 10  # unpacked input a task aims at, counted for the hook that unpacks most
 
 
@@ -176,6 +178,7 @@ class Epilogue:
 
     last: fx.Node
     residual: fx.Node | None = None
+    factor: float = 1.0  # of the residual, whose channels are repeated as often as they have to
     act: str = "VQC_BACT_NONE"
     slope: Tensor | None = None
     sign: fx.Node | None = None
@@ -193,18 +196,70 @@ def _take_residual(ctx: Lowering, e: Epilogue) -> None:
     if user is None or op_name(user.target) != "aten::add.Tensor":
         return
     others = [a for a in user.args[:2] if a is not e.last]
+    peeled: list[fx.Node] = []
     other = others[0] if others and isinstance(others[0], fx.Node) else None
     if other is None or shape_of(other) != shape_of(e.last) or dtype_of(other) != torch.float32:
         e.declined = f"{user.name} is no sum of two pictures of one size"
     elif argument(user, "alpha", 1) != 1:
         e.declined = f"{user.name} scales an operand"
-    elif isinstance(waiting := ctx.env.get(other), Expr) and rows.sums_of(waiting):
-        e.declined = f"{user.name} goes into the row program of {other.name}"
-    elif other not in ctx.env and other.op == "call_function":
-        e.declined = f"{user.name} waits for {other.name}, which is computed later"
     else:
-        e.residual, e.last = other, user
-        e.taken.append(user)
+        factor, source = _peel(ctx, other, peeled)
+        if isinstance(waiting := ctx.env.get(source), Expr) and rows.sums_of(waiting):
+            e.declined = f"{user.name} goes into the row program of {source.name}"
+        elif not _bring(ctx, source, e.last):
+            e.declined = f"{user.name} waits for {source.name}, which is computed later"
+        else:
+            e.residual, e.factor, e.last = source, factor, user
+            e.taken += [*peeled, user]
+
+
+def _peel(ctx: Lowering, node: fx.Node, peeled: list[fx.Node]) -> tuple[float, fx.Node]:
+    """(factor, source) of a residual: the number it is multiplied by, and what is repeated along its channels.
+
+    Both are left where another operator reads the product or the repetition. `peeled` gets what went away.
+    """
+    factor = 1.0
+
+    def free(n: fx.Node, name: str) -> bool:
+        ours = n.op == "call_function" and n not in ctx.env and n not in ctx.done and len(n.users) == 1
+        return ours and op_name(n.target) == name
+
+    if free(node, "aten::mul.Tensor"):
+        a, b = node.args
+        number = b if isinstance(b, (int, float)) else ctx.constant(b)
+        one = isinstance(number, (int, float)) or (number is not None and number.numel() == 1)
+        if one and isinstance(a, fx.Node) and dtype_of(a) == torch.float32 and shape_of(a) == shape_of(node):
+            peeled.append(node)
+            node, factor = a, float(torch.tensor(float(number), dtype=torch.float32))
+    if free(node, "aten::cat"):
+        parts = list(node.args[0])  # type: ignore[arg-type]
+        if len(set(parts)) == 1 and argument(node, "dim", 0) == 1:
+            peeled.append(node)
+            node = parts[0]
+    return factor, node
+
+
+def _bring(ctx: Lowering, node: fx.Node, after: fx.Node) -> bool:
+    """Compute a residual now, if it only waits for a few operators that stand behind the convolution."""
+    waiting: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        n = todo.pop()
+        if n in ctx.env or n.op != "call_function" or n in waiting:
+            continue
+        if n is after or n in ctx.done or op_name(n.target) not in BROUGHT or len(waiting) == MOST_BROUGHT:
+            return False
+        waiting.add(n)
+        todo += n.all_input_nodes
+    here = ctx.node
+    for n in ctx.program.calls if waiting else ():
+        if n in waiting and n not in ctx.done:  # the rule of one before may have taken it along
+            ctx.lower(n)
+            ctx.done.add(n)
+    if node in waiting:
+        ctx.dense(node)  # now, so that the call goes by its name
+    ctx.node = here
+    return True
 
 
 def _take_activation(ctx: Lowering, e: Epilogue) -> None:
@@ -280,6 +335,7 @@ def sizes(ctx: Lowering, node: fx.Node, weight: Tensor, kernel: str) -> tuple[di
         "n": geo.x[0], "c": geo.x[1], "h": geo.x[2], "w": geo.x[3], "o": geo.out[1], "oh": geo.out[2],
         "ow": geo.out[3], **{k + a: v[i] for k, v in pairs.items() for i, a in enumerate("hw")},
         "row_classes": row_classes, "column_classes": column_classes, "rows": height,
+        "residuals": geo.out[1], "residual_scale": 1.0,
     }  # fmt: skip
     values = [ctx.packed(argument(node, "x"), BITS), ctx.weight(pack_weight(weight), "weight"),
               ctx.weight(base, "base"), ctx.weight(classes, "classes")]  # fmt: skip
@@ -311,8 +367,11 @@ def lower_bconv(ctx: Lowering, node: fx.Node) -> None:
     keep = e.sign is None or len(e.last.users) > 1
     y = ctx.result(e.last) if keep else None
     bits = ctx.result(e.sign, BITS) if e.sign is not None else None
-    made = call(ctx, node, "vqc_bconv2d", {"act": e.act, "taus": 0 if tau is None else tau.numel()}, extra, [y, bits])
-    if residual is not None and y is not None and residual.is_whole:
+    fields: dict[str, Any] = {"act": e.act, "taus": 0 if tau is None else tau.numel(), "residual_scale": e.factor}
+    if residual is not None:
+        fields["residuals"] = residual.shape[1]
+    made = call(ctx, node, "vqc_bconv2d", fields, extra, [y, bits])
+    if residual is not None and y is not None and residual.is_whole and residual.shape == y.shape:
         made.inplace = (y.buffer, (residual.buffer,))
     for taken in e.taken:
         ctx.done.add(taken)

@@ -133,7 +133,7 @@ def test_what_is_not_taken_along_is_told():
     def build(b, x, r):
         q = b.call(vops.binarize.default, x, torch.zeros(1))
         a, c, d = (b.call(vops.bconv2d.default, q, w, one, None, *geometry) for _ in range(3))
-        later = b.call(aten.mul.Tensor, x, x)
+        later = b.call(aten.neg.default, x)
         return (
             b.call(aten.add.Tensor, a, x, alpha=2),
             b.call(aten.add.Tensor, c, r),

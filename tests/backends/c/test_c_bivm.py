@@ -36,6 +36,9 @@ def captured(size: tuple[int, int]) -> Program:
             nn.init.uniform_(m.running_var, 0.5, 1.5)
         if getattr(m, "tau", None) is not None:
             nn.init.normal_(m.tau, 0.0, 0.1)
+    for name, scale in model.named_parameters():
+        if name.endswith(("alpha3", "alpha1")):  # of shortcuts: a factor in the convolution's kernel
+            nn.init.uniform_(scale, 0.5, 1.5)
     return vqc.capture(model, tuple(clip(size)[0]), states=STATES, known_ranges={"src": (0, 1)}, name="bivm")
 
 
