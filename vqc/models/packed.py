@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import vqc.ops  # noqa: F401  (registers the operators)
@@ -99,7 +99,7 @@ def save_packed(net: nn.Module, path: str | Path, about: Mapping[str, object]) -
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(pack(net), beside, metadata={"about": json.dumps(about, sort_keys=True)})
+        beside.write_bytes(save(pack(net), metadata={"about": json.dumps(about, sort_keys=True)}))
         os.replace(beside, path)
     except (OSError, SafetensorError) as e:
         beside.unlink(missing_ok=True)
