@@ -45,6 +45,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "qlinear": ("vqc_qlinear.c",),
     "masked_c4": ("vqc_masked_c4.c",),
     "bconv": ("vqc_bconv.c",),
+    "signs": ("vqc_signs.c",),
     "c4": ("vqc_c4.c", "vqc_parts_c4.c"),
     "qconv_c4": ("vqc_qconv_c4.c", "vqc_qconv_dw_c4.c", "vqc_qconv_transpose_c4.c"),
 }
@@ -52,7 +53,7 @@ HEADERS = {
     "conv_f32": "vqc_conv.h", "conv_exact_f32": "vqc_conv.h", "qconv": "vqc_conv.h", "pointwise_f32": "vqc_pointwise.h",
     "pointwise_s64": "vqc_pointwise.h", "move": "vqc_move.h", "resample": "vqc_resample.h", "pool": "vqc_pool.h",
     "reduce": "vqc_reduce.h", "order": "vqc_order.h", "volume": "vqc_volume.h", "sample": "vqc_sample.h",
-    "matmul": "vqc_matmul.h", "qlinear": "vqc_qlinear.h", "bconv": "vqc_bconv.h",
+    "matmul": "vqc_matmul.h", "qlinear": "vqc_qlinear.h", "bconv": "vqc_bconv.h", "signs": "vqc_signs.h",
     "masked_c4": "vqc_conv.h", "c4": "vqc_c4.h", "qconv_c4": "vqc_c4.h",
 }  # fmt: skip
 CONTRACTED = ("vqc_conv_f32.c", "vqc_matmul.c")  # these may fuse products and sums; nothing else may

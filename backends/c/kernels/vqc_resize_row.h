@@ -20,11 +20,15 @@ static inline void vqc_resize_row(const float *restrict x, ptrdiff_t n, const in
         t[1] = x[c0[1]] * w0[1] + x[c1[1]] * w1[1];
         ptrdiff_t k = 1;
 #ifdef VQC_ZIP
-        for (; k + VQC_VL < n / 2; k += VQC_VL) {
+        const ptrdiff_t end = n / 2 - 1 - VQC_VL; /* where the last vector begins; it may overlap the one before */
+        while (k <= end) {
             const vqc_vf before = *(const vqc_vf_mem *)(x + k - 1), here = *(const vqc_vf_mem *)(x + k);
             const vqc_vf even = before * a0 + here * a1, odd = here * b0 + *(const vqc_vf_mem *)(x + k + 1) * b1;
             VQC_ZIP(even, odd, *(vqc_vf_mem *)(t + 2 * k), *(vqc_vf_mem *)(t + 2 * k + VQC_VL));
+            const ptrdiff_t next = k == 1 ? VQC_VL : k + VQC_VL; /* aligned from the second vector on */
+            k = next > end && k < end ? end : next;
         }
+        if (end >= 1) k = n / 2 - 1;
 #endif
         for (; k < n / 2 - 1; k++) {
             t[2 * k] = x[k - 1] * a0 + x[k] * a1;

@@ -21,6 +21,7 @@ from vqc.backends.c.lowering import (  # noqa: F401
     resample,
     resize,
     sampling,
+    signs,
     views,
     volume,
 )

@@ -46,26 +46,21 @@ def _bits_size(shape: Sequence[int], dtype: torch.dtype) -> int:
     return 4 * n * words(c) * h * w
 
 
-def _bits_params(shape: Sequence[int], taus: int = 0) -> Struct:
+def bits_params(shape: Sequence[int], taus: int = 0) -> Struct:
+    """The parameters of kernels between tensors and bits."""
     n, c, h, w = shape
     return Struct("vqc_bits_params", {"n": n, "c": c, "plane": h * w, "taus": taus})
 
 
 def _pack(ctx: Lowering, dense: Value, packed: Value) -> None:
-    ctx.call("vqc_bits_pack", "bconv", _bits_params(dense.shape), dense, out=[packed])
+    ctx.call("vqc_bits_pack", "bconv", bits_params(dense.shape), dense, out=[packed])
 
 
 def _unpack(ctx: Lowering, packed: Value, dense: Value) -> None:
-    ctx.call("vqc_bits_unpack", "bconv", _bits_params(dense.shape), packed, out=[dense])
+    ctx.call("vqc_bits_unpack", "bconv", bits_params(dense.shape), packed, out=[dense])
 
 
 register_layout(Layout(BITS, _bits_size, _pack, _unpack))
-
-
-@lowering("vqc::binarize", check=lambda program, node: None)
-def lower_binarize(ctx: Lowering, node: fx.Node) -> None:
-    x, tau = ctx.dense(node.args[0]), ctx.dense(node.args[1])
-    ctx.call("vqc_binarize", "bconv", _bits_params(x.shape, tau.count), x, tau, out=[ctx.result(node, BITS)])
 
 
 # ---- sizes and weights ---------------------------------------------------------------------------------------------

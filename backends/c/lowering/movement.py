@@ -11,7 +11,7 @@ from torch import fx
 
 from vqc.backends.c.ir import Struct, Value, dense_strides, numel
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.lowering import parts_c4
+from vqc.backends.c.lowering import parts_c4, signs
 from vqc.backends.c.registry import anything, lowering
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, shape_of
@@ -41,7 +41,7 @@ def _one_dtype(program: Program, node: fx.Node) -> str | None:
 def lower_cat(ctx: Lowering, node: fx.Node) -> None:
     sources = node.args[0]
     assert isinstance(sources, (tuple, list))
-    if not parts_c4.lazy_cat(ctx, node):
+    if not parts_c4.lazy_cat(ctx, node) and not signs.lazy_cat(ctx, node):
         concatenate(ctx, node, [ctx.value(s) for s in sources if shape_of(s) != (0,)])  # [0] fits anything
 
 

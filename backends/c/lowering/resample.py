@@ -8,14 +8,14 @@ from torch import fx
 
 from vqc.backends.c.ir import Struct, Value, numel
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.lowering import parts_c4
+from vqc.backends.c.lowering import parts_c4, signs
 from vqc.backends.c.registry import FLOATS, lowering
 from vqc.ops.exact import argument
 from vqc.program import shape_of
 
 
 def _resize(ctx: Lowering, node: fx.Node, align: bool, scales: tuple[float | None, float | None]) -> None:
-    if parts_c4.lazy_resize(ctx, node, align, scales):
+    if signs.lazy_resize(ctx, node, align, scales) or parts_c4.lazy_resize(ctx, node, align, scales):
         return
     x, out = ctx.dense(node.args[0]), ctx.result(node)
     tables, twice = parts_c4.bilinear_tables(ctx, x.shape, out.shape, align, scales)
