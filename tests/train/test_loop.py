@@ -124,6 +124,17 @@ def test_mimicking_and_the_refiner_are_trained_where_asked() -> None:
     assert all(torch.equal(v, net(32).state_dict()[k]) for k, v in twin.state_dict().items())
 
 
+def test_what_does_not_learn_stays_as_it_is() -> None:
+    """Weights and the statistics of norms alike."""
+    taught = net()
+    before = weights(taught)
+    stage = replace(STAGE, steps=2, size=(64, 96), burn_in=1, refine=0.5, backbone_rate=0.0, decoder_rate=0.0,
+                    refiner_rate=1e-3)  # fmt: skip
+    Trainer(taught, sampler).run([stage])
+    changed = {k.split(".")[0] for k, v in before.items() if not torch.equal(v, taught.state_dict()[k])}
+    assert changed == {"refiner"}
+
+
 def test_a_loss_that_is_not_finite_is_told() -> None:
     broken = net()
     with torch.no_grad():

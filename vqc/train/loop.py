@@ -92,7 +92,7 @@ class Trainer:
 
     def _run(self, number: int, stage: Schedule) -> None:
         net, device = self.net, next(self.net.parameters()).device
-        net.train()
+        self._train(stage)
         groups = self._groups(stage)
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         named = {f"{i}": p for i, p in enumerate(p for g in groups for p in g["params"])}
@@ -138,12 +138,21 @@ class Trainer:
             if self.shard.first:
                 notes.save(stage.steps, self._tensors(optimizer, named))
 
-    def _groups(self, stage: Schedule) -> list[dict[str, object]]:
+    def _parts(self, stage: Schedule) -> list[tuple[float, list[nn.Module]]]:
         net = self.net
-        parts = [(stage.backbone_rate, [net.backbone, net.aspp]), (stage.decoder_rate, [net.decoder, net.project_mat]),
-                 (stage.refiner_rate, [net.refiner])]  # fmt: skip
+        return [(stage.backbone_rate, [net.backbone, net.aspp]), (stage.decoder_rate, [net.decoder, net.project_mat]),
+                (stage.refiner_rate, [net.refiner])]  # fmt: skip
+
+    def _groups(self, stage: Schedule) -> list[dict[str, object]]:
         return [{"params": [p for m in modules for p in m.parameters()], "lr": rate, "rate": rate}
-                for rate, modules in parts]  # fmt: skip
+                for rate, modules in self._parts(stage)]  # fmt: skip
+
+    def _train(self, stage: Schedule) -> None:
+        """Train mode, but for parts that do not learn: the statistics of their norms stay as well."""
+        self.net.train()
+        for rate, modules in self._parts(stage):
+            for m in modules:
+                m.train(rate > 0)
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, stage: Schedule, step: int) -> None:
         warm = max(1, round(stage.steps * stage.warm_up))
@@ -188,7 +197,7 @@ class Trainer:
         self.net.eval()
         with torch.autocast(frames.device.type, torch.bfloat16, enabled=stage.amp):
             details = self.net.details(frames, state, stage.refine or 1.0)
-        self.net.train()
+        self._train(stage)
         return tuple(s.float() for s in details.states)
 
     # ---- the loss --------------------------------------------------------------------------------------------------
