@@ -1,14 +1,17 @@
 """One-bit matting: an ablation in small of BiVM's table I, and the network beside its float twin in every engine.
 
     python -m benchmarks.bivm ablation [--steps 600] [--rows 1 2 ...]    minutes a row
-    python -m benchmarks.bivm speed [--frames 48] [--threads 1 2]
+    python -m benchmarks.bivm speed [--frames 24] [--speed-threads 1 2] [--jobs engines masks arm] [--weights FILE]
+    python -m benchmarks.bivm exact [--frames 48] [--weights FILE]
 
 `ablation` trains every row from the same seed on the same clips for the same number of steps, far fewer than the
 paper's: its figures are no figures of the paper's networks, but their order may be compared. It is judged on composites
 of people and drawings that no row was trained on, whose matte is exact. A row that is done is kept, so a stopped run
 goes on.
-`speed` runs the networks at 288x512 with the state carried, all engines in turn.
-Both write benchmarks/results/<processor>/bivm-*.json; `python -m benchmarks.tables` puts them into docs/results.md.
+`speed` runs the networks at 288x512 with the state carried, all engines in turn (bivm_speed.py).
+`exact` compares every sign, every mask and every state of the C code with the training graph's, on this CPU and on
+64-bit Arm under qemu (bivm_exact.py).
+All write benchmarks/results/<processor>/bivm-*.json; `python -m benchmarks.tables` puts them into docs/results.md.
 """
 
 from __future__ import annotations
@@ -146,23 +149,39 @@ def directions(records: list[Record]) -> list[Record]:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("topic", choices=("ablation",))
+    parser.add_argument("topic", choices=("ablation", "speed", "exact"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, nargs="+", default=[r.number for r in ROWS])
     parser.add_argument("--workdir", type=Path, default=Path("build/bivm"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of training")
+    parser.add_argument("--frames", type=int, help="of a clip")
+    parser.add_argument("--speed-threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--jobs", nargs="+", choices=("engines", "masks", "arm"), default=["engines", "masks", "arm"])
+    parser.add_argument("--weights", type=Path, help="a packed one-bit network instead of the shipped one")
     parser.add_argument("-o", "--output", type=Path, help="folder of the results, instead of benchmarks/results/")
     given = parser.parse_args(argv)
+    began, where = machine(), given.output or folder()
+    if given.topic == "speed":
+        from benchmarks import bivm_speed
+
+        records, note = bivm_speed.measure(given.speed_threads, given.frames or 24, given.weights, given.jobs)
+        print("wrote", write("bivm-speed", records, began, where, note))
+        return
+    if given.topic == "exact":
+        from benchmarks import bivm_exact
+
+        records = bivm_exact.measure(given.frames or 48, given.weights)
+        print("wrote", write("bivm-exact", records, began, where))
+        return
     torch.set_num_threads(given.threads)
-    began = machine()
     rows = tuple(r for number in given.rows for r in ROWS if r.number == number)
     records = ablation(rows, given.steps, given.seed, given.workdir)
     records.sort(key=lambda r: r["row"])
     found = [*records, *directions(records)]
     for line in found[len(records) :]:
         print(", ".join(f"{k} {v}" for k, v in line.items()))
-    print("wrote", write("bivm-ablation", found, began, given.output or folder()))
+    print("wrote", write("bivm-ablation", found, began, where))
 
 
 if __name__ == "__main__":
