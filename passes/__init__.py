@@ -18,11 +18,13 @@ from vqc.passes.fold_constants import FoldConstants
 from vqc.passes.gptq import Gptq
 from vqc.passes.lower_binary import LowerBinary
 from vqc.passes.lower_integer import LowerInteger
+from vqc.passes.mimic import Mimic
 from vqc.passes.observe import Observe
 from vqc.passes.quantize import Quantize
 from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
+from vqc.passes.shb_decoder import ShbDecoder
 
 __all__ = ["AffineCalibrate", "AllocateBits", "BiasCorrect", "Binarize", "Canonicalize", "Distill", "Equalize",
            "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldBNSign", "FoldConstants", "Gptq", "LowerBinary",
-           "LowerInteger", "Observe", "Quantize", "Reconstruct", "ReestimateBN"]  # fmt: skip
+           "LowerInteger", "Mimic", "Observe", "Quantize", "Reconstruct", "ReestimateBN", "ShbDecoder"]  # fmt: skip
