@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from handmade import Hand, aten, reasons, run
 from matting_help import conv, discs, matting, resized
 
+import vqc
 from vqc import testing
 from vqc.accounting import account, mask_densities
 from vqc.errors import PipelineError
@@ -13,6 +14,7 @@ from vqc.learning.signs import Aim, fit_layers, thresholds
 from vqc.learning.uncertainty import choose_threshold, uncertain
 from vqc.learning.upward import ends, find_decoder
 from vqc.pipeline import PassContext, parse, rollout
+from vqc.program import evaluate
 
 CLIPS = discs()
 UNITS = ("conv2d_2", "conv2d_3", "conv2d_4", "conv2d_5")  # up1, gate, new, out1
@@ -247,3 +249,28 @@ def test_the_threshold_splits_most_evenly_within_a_cap():
     noise = torch.rand(1, 1, 16, 32, generator=torch.Generator().manual_seed(0))
     free, capped = choose_threshold(noise, 1.0), choose_threshold(noise, 0.3)
     assert capped[2] < free[2] and capped[1] <= free[1]
+
+
+# ---- the recipe ----------------------------------------------------------------------------------------------------
+
+
+def test_recipe_bivm_decoder_has_the_same_integers_in_c():
+    """8 bits before the first upsample, signs behind it; C gives what the reference gives, state carried."""
+    twin = matting()
+    program = vqc.apply(twin, "bivm-decoder", calibration=CLIPS)
+    kinds = {w.node: w.kind for w in account(program).layers}
+    assert [kinds[n] for n in kinds if n.startswith("bconv")] == ["binary"] * 8  # four layers, two bases
+    assert sum(k == "integer" for k in kinds.values()) == 2 and sum(k == "float" for k in kinds.values()) == 2
+    watched = program.with_outputs(testing.integer_nodes(program))
+    first = len(program.result_nodes)
+    assert sum(n.target is v.binarize.default for n in watched.result_nodes[first:]) == 4
+    exe = vqc.compile(watched, target="native")
+    state = theirs = program.initial_state()
+    for frame in discs(seed=5)[0]:
+        want, got = evaluate(watched, [frame], theirs), exe.trace([frame], state)
+        for node, x, y in zip(watched.result_nodes[first:], want[first:], got[first:], strict=True):
+            assert torch.equal(x, y), f"{node}: {int((x != y).sum())} of {x.numel()} differ"
+        torch.testing.assert_close(got[1], want[1], rtol=0, atol=1e-5)
+        theirs, state = [want[s.output] for s in program.states], [got[s.output] for s in program.states]
+        assert all(torch.equal(x, y) for x, y in zip(theirs, state, strict=True))
+    assert lost(program, twin) < 0.06  # of a matte whose standard deviation is 0.27
