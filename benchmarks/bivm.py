@@ -3,6 +3,7 @@
     python -m benchmarks.bivm ablation [--steps 600] [--rows 1 2 ...]    minutes a row
     python -m benchmarks.bivm speed [--frames 24] [--speed-threads 1 2] [--jobs engines masks arm] [--weights FILE]
     python -m benchmarks.bivm exact [--frames 48] [--weights FILE]
+    python -m benchmarks.bivm network [--weights FILE] [--pictures FOLDER]
 
 `ablation` trains every row from the same seed on the same clips for the same number of steps, far fewer than the
 paper's: its figures are no figures of the paper's networks, but their order may be compared. It is judged on composites
@@ -11,7 +12,9 @@ goes on.
 `speed` runs the networks at 288x512 with the state carried, all engines in turn (bivm_speed.py).
 `exact` compares every sign, every mask and every state of the C code with the training graph's, on this CPU and on
 64-bit Arm under qemu (bivm_exact.py).
-All write benchmarks/results/<processor>/bivm-*.json; `python -m benchmarks.tables` puts them into docs/results.md.
+`network` judges the shipped network's mattes beside its teacher's (bivm_network.py).
+All write benchmarks/results/<processor>/bivm-*.json; `python -m benchmarks.tables` puts them into
+docs/binary.md and docs/training.md.
 """
 
 from __future__ import annotations
@@ -149,7 +152,7 @@ def directions(records: list[Record]) -> list[Record]:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("topic", choices=("ablation", "speed", "exact"))
+    parser.add_argument("topic", choices=("ablation", "speed", "exact", "network"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, nargs="+", default=[r.number for r in ROWS])
@@ -159,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--speed-threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--jobs", nargs="+", choices=("engines", "masks", "arm"), default=["engines", "masks", "arm"])
     parser.add_argument("--weights", type=Path, help="a packed one-bit network instead of the shipped one")
+    parser.add_argument("--pictures", type=Path, help="network: a folder for strips of frame, teacher, one bit")
     parser.add_argument("-o", "--output", type=Path, help="folder of the results, instead of benchmarks/results/")
     given = parser.parse_args(argv)
     began, where = machine(), given.output or folder()
@@ -175,6 +179,12 @@ def main(argv: list[str] | None = None) -> None:
         print("wrote", write("bivm-exact", records, began, where))
         return
     torch.set_num_threads(given.threads)
+    if given.topic == "network":
+        from benchmarks import bivm_network
+
+        records = bivm_network.measure(given.weights, given.pictures)
+        print("wrote", write("bivm-network", records, began, where))
+        return
     rows = tuple(r for number in given.rows for r in ROWS if r.number == number)
     records = ablation(rows, given.steps, given.seed, given.workdir)
     records.sort(key=lambda r: r["row"])

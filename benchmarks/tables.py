@@ -1,5 +1,6 @@
 """Put the tables of benchmarks/results/ between the markers of their pages: a summary into the README, what was timed
-into docs/results.md, how faithful recipes are into docs/fidelity.md.
+into docs/results.md, how faithful recipes are into docs/fidelity.md, one-bit training into docs/training.md, BiVM in
+one bit beside its float twin into docs/binary.md.
 
 python -m benchmarks.tables [--check]
 """
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fidelity_tables
+from benchmarks import bivm_tables, fidelity_tables, training_tables
 from benchmarks.fidelity_tables import TITLES
 from vqc.report.tables import markdown, write_text
 
@@ -224,8 +225,27 @@ def calibration(folder: Path) -> str:
     return text or "Not measured yet: run `python -m benchmarks.calibration`.\n"
 
 
+def training(folder: Path) -> str:
+    """The shipped one-bit network, and BiVM's table I in small."""
+    shipped, rows = ([json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob(f"*/bivm-{name}.json"))]
+                     for name in ("network", "ablation"))  # fmt: skip
+    network, table = training_tables.network(shipped), training_tables.page(rows)
+    return f"### The shipped network, clip by clip\n\n{network}### The paper's table I in small\n\n{table}"
+
+
+def bivm(folder: Path) -> str:
+    """BiVM in one bit beside its float twin, of every processor."""
+    names = ("bivm-speed.json", "bivm-exact.json")
+    text = ""
+    for place in sorted({f.parent for name in names for f in folder.glob(f"*/{name}")}):
+        found = [json.loads(f.read_text(encoding="utf-8")) if (f := place / n).exists() else None for n in names]
+        text += ("\n" if text else "") + bivm_tables.section(*found)
+    return text or "Not measured yet: run `python -m benchmarks.bivm speed`.\n"
+
+
 PAGES: dict[str, Callable[[Path], str]] = {
     "README.md": summary, "docs/results.md": section, "docs/fidelity.md": fidelity, "docs/distributed.md": calibration,
+    "docs/training.md": training, "docs/binary.md": bivm,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ steps in between, and stages 3 and 4 alternate long low clips and short high one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import TrainingError
 from .loop import Schedule
@@ -37,18 +38,27 @@ def _full() -> tuple[Schedule, ...]:
     )
 
 
+def _small() -> tuple[Schedule, ...]:
+    def stage(name: str, steps: int, rate: float, **rest: Any) -> Schedule:
+        return Schedule(name, steps, **{"backbone_rate": rate, "decoder_rate": rate, "amp": True} | rest)
+
+    one = {"frames": 1, "window": 1}
+    return (
+        # Single pictures, eight different ones a step; then with a state; then at the size of use.
+        stage("0", 1000, 2e-3, batch=8, size=(128, 208), last_rate=0.3, **one),
+        stage("1", 1500, 2e-3, batch=8, size=(128, 208), last_rate=0.2, **one),
+        stage("2", 700, 1e-3, batch=6, burn_in=6, size=(160, 256), last_rate=0.3, **one),
+        stage("3", 420, 6e-4, batch=3, burn_in=3, size=(288, 512), last_rate=0.1, **one),
+        stage("4", 120, 8e-5, batch=1, frames=3, window=3, burn_in=6, size=(288, 512), last_rate=0.05),
+        stage("5", 80, 0.0, batch=2, size=(288, 512), refine=0.5, refiner_rate=2e-3, **one),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     p.name: p
     for p in (
         Preset("full", "a GPU, days", _full()),
-        Preset("small", "two cores, about an hour and a half", (
-            Schedule("1", 2600, batch=2, frames=8, window=4, size=(128, 208), backbone_rate=2e-3, decoder_rate=2e-3,
-                     amp=True),
-            Schedule("2", 300, batch=1, frames=12, window=6, size=(224, 384), backbone_rate=3e-4, decoder_rate=3e-4,
-                     amp=True),
-            Schedule("3", 60, batch=1, frames=4, window=4, size=(288, 512), backbone_rate=0.0, decoder_rate=0.0,
-                     refiner_rate=2e-3, refine=0.5, amp=True),
-        )),
+        Preset("small", "two cores, two to three hours", _small()),
         Preset("tiny", "seconds, to see that it runs", (
             Schedule("1", 4, batch=1, frames=4, window=2, size=(64, 96)),
         )),
