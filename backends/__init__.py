@@ -28,6 +28,7 @@ C_TARGETS = (
 TARGETS: dict[str, tuple[str, str]] = {
     "reference": ("vqc.backends.reference", "ReferenceBackend"),
     "inductor": ("vqc.backends.inductor", "InductorBackend"),
+    **dict.fromkeys(("triton", "cuda", "hip"), ("vqc.backends.triton", "TritonBackend")),
     **dict.fromkeys(C_TARGETS, ("vqc.backends.c", "CBackend")),
 }
 

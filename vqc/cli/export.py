@@ -16,6 +16,13 @@ from vqc.cli.show import Reporter, out, table
 from vqc.cli.work import Job, parse_size
 from vqc.report.network import network
 
+_HERE = "PyTorch on this machine"
+_OTHERS = {
+    "triton": "Triton kernels on this machine's GPU",
+    "cuda": "the same; cuda:sm_90 names an architecture, which export needs",
+    "hip": "AMD GPUs: hip:gfx942 (compiled, never run)",
+}
+
 
 def target_rows() -> list[dict[str, str]]:
     """Every target: what it is, and the instruction sets a program for it has or can be compiled for."""
@@ -23,7 +30,7 @@ def target_rows() -> list[dict[str, str]]:
     for name in TARGETS:
         t = C_TABLE.get(name)
         sets = ", ".join(v.name for v in t.variants) if t else ""
-        rows.append({"target": name, "what": t.about if t else "PyTorch on this machine", "instruction sets": sets})
+        rows.append({"target": name, "what": t.about if t else _OTHERS.get(name, _HERE), "instruction sets": sets})
     return rows
 
 

@@ -1,0 +1,50 @@
+"""Chains of pointwise steps, and the blend of a GRU, as calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vqc.backends.triton import tiles
+from vqc.backends.triton.epilogue import Epilogue, Results, allocate, nhwc
+from vqc.backends.triton.launch import Launch, run
+
+BLEND_BLOCK = 1024
+
+
+class Pointwise:
+    """Steps and results on one f32 tensor [N,C,H,W]."""
+
+    kernel = "pointwise"
+    weight_bytes = 0
+
+    def __init__(self, shape: tuple[int, int, int, int], epilogue: Epilogue, device: torch.device):
+        self.shape, self.epilogue, self.device = shape, epilogue.to(device), device
+        self.tile = tiles.pointwise(shape[1], epilogue.signs is not None)
+
+    def launches(self, x: Tensor, operands: Sequence[Tensor] = ()) -> tuple[list[Launch], Results]:
+        """The launch of one step and where its results will be."""
+        n, c, h, w = self.shape
+        memory, results = allocate(self.epilogue, n, h, w, c, self.device)
+        args = {"x_ptr": nhwc(x), "OPS": self.epilogue.operands(list(operands)), **memory, "P": n * h * w,
+                "HW": h * w, "O": c}  # fmt: skip
+        meta = {**self.epilogue.meta(), "BM": self.tile.bm, "BN": self.tile.bn}
+        grid = (-(-n * h * w // self.tile.bm), -(-c // self.tile.bn))
+        return [Launch("pointwise.pointwise", grid, args, meta, self.tile.warps, self.tile.stages)], results
+
+    def __call__(self, x: Tensor, operands: Sequence[Tensor] = ()) -> Results:
+        """Run it on x f32 [N,C,H,W]."""
+        made, results = self.launches(x, operands)
+        run(made[0])
+        return results
+
+
+def gru_blend(z: Tensor, h: Tensor, c: Tensor) -> tuple[Launch, Tensor]:
+    """The launch of (1 - z) * h + z * c, f32 [N,C,H,W] each, and its result in the channels_last format."""
+    n, channels, height, width = z.shape
+    y = torch.empty((n, height, width, channels), dtype=torch.float32, device=z.device)
+    args = {"z_ptr": nhwc(z), "h_ptr": nhwc(h), "c_ptr": nhwc(c), "y_ptr": y, "count": y.numel()}
+    grid = (-(-y.numel() // BLEND_BLOCK),)
+    return Launch("pointwise.gru_blend", grid, args, {"BM": BLEND_BLOCK}), y.permute(0, 3, 1, 2)

@@ -1,0 +1,169 @@
+"""Whole programs on Triton kernels in the interpreter: the reference's integers and states, step after step."""
+
+import pytest
+import torch
+from handmade import Hand
+
+import vqc
+import vqc.ops
+from vqc.backends.triton.backend import TritonBackend
+from vqc.errors import TargetError, UnsupportedOp
+from vqc.executable import Stream
+
+aten, vops, qd = torch.ops.aten, torch.ops.vqc, torch.ops.quantized_decomposed
+
+
+def weight(b, name, *shape):
+    return b.const(name, torch.randint(-128, 128, shape, generator=b.generator).to(torch.int8))
+
+
+def factors(b, name, o):
+    return b.const(f"{name}_s", torch.rand(o, generator=b.generator) * 1e-3), b.const(f"{name}_b", b.rand(o))
+
+
+def zero(b, name, value=128):
+    return b.const(name, torch.tensor([value], dtype=torch.int32))
+
+
+def quantize(b, x, scale=0.03):
+    return b(qd.quantize_per_tensor, x, scale, 128, 0, 255, torch.uint8)
+
+
+def same(program, clips, **options):
+    """Run steps with the state carried on both, compare all results bit for bit; returns the executable."""
+    ours, judge = vqc.compile(program, "triton", **options), vqc.compile(program, "reference")
+    mine, theirs = Stream(ours), Stream(judge)
+    for frame in clips:
+        for a, b in zip(mine.step(frame), theirs.step(frame), strict=True):
+            assert a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(mine.state, theirs.state, strict=True):
+            assert a.dtype == b.dtype and torch.equal(a, b)
+    return ours
+
+
+def network():
+    """A small recurrent network of every kind of integer layer, with gates, a residual and a resize between."""
+    b = Hand("small", seed=4)
+    x, h = b.input("x", 1, 3, 12, 16), b.state("h", torch.zeros(1, 16, 6, 8))
+    w1, w2, wd = weight(b, "w1", 16, 3, 3, 3), weight(b, "w2", 32, 32, 1, 1), weight(b, "wd", 32, 1, 3, 3)
+    (s1, b1), (s2, b2), (sd, bd) = factors(b, "c1", 16), factors(b, "c2", 32), factors(b, "cd", 32)
+    wt, wg = weight(b, "wt", 16, 8, 4, 4), weight(b, "wg", 16, 16, 3, 3)
+    (st, bt), (sg, bg) = factors(b, "ct", 8), factors(b, "cg", 16)
+    slope, z1 = b.const("slope", torch.rand(16, generator=b.generator)), zero(b, "z1", 3)
+    zc = b.const("zc", torch.randint(0, 256, (32,), generator=b.generator).to(torch.int32))
+    scales, points = (
+        b.const("q_s", torch.rand(32, generator=b.generator) * 0.05 + 0.01),
+        b.const("q_z", zc_values(zc, b)),
+    )
+    y = b(vops.qconv2d, quantize(b, x), w1, s1, b1, z1, [2, 2], [1, 1], [1, 1], 1)
+    y = b(aten.prelu, b(aten.add.Tensor, y, h), slope)  # the state as a residual
+    u = quantize(b, y)
+    g = b(vops.sigmoid, b(vops.qconv2d, u, wg, sg, bg, zero(b, "zg"), [1, 1], [1, 1], [1, 1], 1))
+    new = b(aten.add.Tensor, b(aten.mul.Tensor, b(aten.rsub.Scalar, g, 1), h), b(aten.mul.Tensor, g, y))
+    both = b(aten.cat, [new, y], 1)
+    q = b(qd.quantize_per_channel, both, scales, points, 1, 0, 255, torch.uint8)
+    d = b(vops.qconv2d_requantize, q, wd, sd, bd, zc, [1, 1], [1, 1], [1, 1], 32, "relu", 11.0, 5)
+    e = b(vops.hardswish, b(vops.qconv2d, d, w2, s2, b2, zero(b, "z2", 5), [1, 1], [0, 0], [1, 1], 1))
+    half = b(aten.slice.Tensor, e, 1, 0, 16)
+    up = b(vops.qconv_transpose2d, quantize(b, half), wt, st, bt, zero(b, "zt"), [2, 2], [1, 1], [0, 0], 1, [1, 1])
+    out = b(vops.resize_bilinear, b(aten.clamp, up, 0.0, 1.0), 24, 32, False, 2.0, 2.0)
+    return b.done(out, d, states=[new])
+
+
+def zc_values(node, b):
+    return b.program.constants[str(node.target)].to(torch.int64)
+
+
+def test_a_network_equals_the_reference_with_its_state():
+    program = network()
+    g = torch.Generator().manual_seed(9)
+    exe = same(program, [[torch.randn(1, 3, 12, 16, generator=g)] for _ in range(3)])
+    kernels = exe.report.kernels
+    assert set(kernels.values()) >= {
+        "conv_i8",
+        "depthwise_i8",
+        "pointwise",
+        "eager vqc.resize_bilinear",
+        "eager aten.cat",
+    }
+    assert kernels["prelu"] == kernels["qconv2d"] == "conv_i8", "residual and PReLU in the convolution's kernel"
+    assert [d.reason for d in exe.report.fallbacks] == [
+        "there is no Triton kernel for aten.cat",
+        "there is no Triton kernel for aten.slice.Tensor",
+        "there is no Triton kernel for vqc.resize_bilinear",
+    ]
+    rows = 16 * 32 + 16 * 192 + 32 * 9 + 32 * 32 + 4 * 8 * 64  # filters' taps up to a multiple of a step of the sum
+    assert exe.report.weight_bytes == rows
+    assert exe.report.state_bytes == 16 * 6 * 8 * 4
+    assert any("interpreted" in n for n in exe.report.notes)
+
+
+@pytest.mark.parametrize("way", ["dot", "popcount"])
+def test_a_binary_network_keeps_signs_packed(way):
+    b = Hand("bits", seed=6)
+    x = b.input("x", 2, 40, 7, 9)
+    ws = [b.const(f"w{i}", torch.where(b.rand(40, 40, 3, 3) < 0, -1, 1).to(torch.int8)) for i in range(2)]
+    (s0, b0), (s1, b1) = factors(b, "l0", 40), factors(b, "l1", 40)
+    tau = [b.const(f"t{i}", b.rand(40) * 0.1) for i in range(2)]
+    slope = b.const("slope", torch.rand(40, generator=b.generator))
+    mask = b(aten.gt.Scalar, b(aten.slice.Tensor, x, 1, 0, 1), 0.3)
+    y = b(vops.bconv2d, b(vops.binarize, x, tau[0]), ws[0], s0, b0, [1, 1], [1, 1], [1, 1])
+    y = b(aten.prelu, b(aten.add.Tensor, y, x), slope)
+    z = b(vops.masked_bconv2d, b(vops.binarize, y, tau[1]), ws[1], s1, b1, mask, [1, 1], [1, 1], [1, 1])
+    program = b.done(b(aten.add.Tensor, z, y))
+    exe = same(program, [list(program.example)], binary=way)
+    names = exe.report.kernels
+    assert names["bconv2d"] == names["prelu"] == names["binarize_1"] == names["masked_bconv2d"] == f"bconv_{way}"
+    assert names["binarize"] == "pointwise"
+    assert {d.node for d in exe.report.fallbacks} == {n for n in names if n.startswith(("gt", "slice"))}
+
+
+def test_signs_that_others_read_stay_with_pytorch():
+    b = Hand("mixed")
+    x = b.input("x", 1, 8, 5, 5)
+    w = b.const("w", torch.where(b.rand(4, 8, 1, 1) < 0, -1, 1).to(torch.int8))
+    s, c = factors(b, "l", 4)
+    signs = b(vops.binarize, x, b.const("tau", torch.zeros(1)))
+    y = b(vops.bconv2d, signs, w, s, c, [1, 1], [0, 0], [1, 1])
+    exe = same(b.done(y, signs), [[torch.randn(1, 8, 5, 5)]])
+    reasons = {d.node: d.reason for d in exe.report.fallbacks}
+    assert reasons["binarize"] == "its signs are not read by binary convolutions alone"
+    assert reasons["bconv2d"] == "its signs are read by other operators too, or are not constant"
+
+
+def test_masked_and_linear_layers():
+    b = Hand("rest", seed=2)
+    x, v = b.input("x", 1, 5, 9, 20), b.input("v", 3, 2, 24)
+    w, wl = weight(b, "w", 7, 5, 3, 3), weight(b, "wl", 6, 24)
+    (s, c), (sl, cl) = factors(b, "l", 7), factors(b, "k", 6)
+    mask = b(aten.gt.Scalar, b(aten.slice.Tensor, x, 1, 0, 1), 0.8)
+    y = b(vops.masked_qconv2d_requantize, quantize(b, x), w, s, c, zero(b, "z"), mask, [1, 1], [1, 1], [1, 1], 1,
+          "relu", 9.0, 17)  # fmt: skip
+    f = b(vops.masked_qconv2d, quantize(b, x, 0.01), w, s, c, zero(b, "z2"), mask, [1, 1], [1, 1], [1, 1], 1)
+    f = b(aten.sub.Tensor, b(aten.relu, f), 0.25)
+    q = b(qd.quantize_per_tensor, v, 0.02, 0, -128, 127, torch.int8)
+    lin = b(vops.qlinear, q, wl, sl, cl, zero(b, "zl", 0))
+    out = b(vops.qlinear_requantize, q, wl, sl, None, zero(b, "zm", 0), "none", 20.0, 100)
+    program = b.done(y, f, lin, out)
+    g = torch.Generator().manual_seed(1)
+    exe = same(program, [[torch.randn(1, 5, 9, 20, generator=g), torch.randn(3, 2, 24, generator=g)]])
+    assert exe.report.kernels["qlinear"] == exe.report.kernels["masked_qconv2d"] == "conv_i8"
+    assert exe.report.kernels["sub"] == "conv_i8"
+
+
+def test_what_has_no_kernel_is_an_error_if_asked_for():
+    program = network()
+    with pytest.raises(UnsupportedOp, match="cannot take .* operators of small") as e:
+        vqc.compile(program, "triton", fallback="none")
+    assert "resize_bilinear (vqc.resize_bilinear): there is no Triton kernel for vqc.resize_bilinear" in str(e.value)
+    backend = TritonBackend()
+    assert backend.supports(program, program.node("qconv2d"), "cuda") is None
+    assert backend.supports(program, program.node("cat"), "cuda") == "there is no Triton kernel for aten.cat"
+
+
+def test_options_are_checked():
+    program = network()
+    with pytest.raises(TargetError, match="no option 'threads'"):
+        vqc.compile(program, "triton", threads=2)
+    with pytest.raises(TargetError, match="option binary cannot be 'bits'"):
+        vqc.compile(program, "triton", binary="bits")
