@@ -15,15 +15,17 @@ from vqc.cli.bench import bench as run_bench
 from vqc.cli.bench import layer_rows
 from vqc.cli.demo import run_demo
 from vqc.cli.export import listed, run_export, target_rows
+from vqc.cli.files import file_lines, run_apply
 from vqc.cli.recipes import recipe_lines, whole_lines
 from vqc.cli.report import run_report
 from vqc.cli.show import Reporter, out, show_error, show_layers, table
-from vqc.cli.work import Job, clip_path, parse_size, save
+from vqc.cli.work import Job, clip_path, parse_size, recipe_for, save
 from vqc.errors import VqcError
 from vqc.pipeline import passes as known_passes
 from vqc.program import Program, op_text
 from vqc.report.network import network
 from vqc.report.session import constant_bytes, frame_rows, judge, rows
+from vqc.report.stored import is_stored
 from vqc.report.tables import folder
 
 
@@ -49,9 +51,12 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
     """Options of all commands."""
 
 
-Model = Annotated[str, typer.Argument(help="rvm, rife, srvgg, package.module:factory or file.py:factory.")]
+Model = Annotated[str, typer.Argument(help="rvm, rife, srvgg, bivm, FILE.vqc, package.module:factory or "
+                                      "file.py:factory.")]  # fmt: skip
 Clip = Annotated[str, typer.Argument(help="A video file, or a known clip: " + ", ".join(video.CLIPS) + ".")]
 Recipe = Annotated[str, typer.Option(help="A recipe's name or a pipeline's text.")]
+MaybeRecipe = Annotated[str | None, typer.Option(help="A recipe's name or a pipeline's text; by default float, and "
+                                                 "none for a .vqc file.", show_default=False)]  # fmt: skip
 Calibration = Annotated[str | None, typer.Option(help="The clip that ranges are taken from, or several: a.mp4,b.mp4.")]
 Target = Annotated[str, typer.Option(help="Where it runs; `list` shows all.", callback=listed, is_eager=True)]
 Size = Annotated[str | None, typer.Option(help="Frames are resized to this, HxW.")]
@@ -64,11 +69,13 @@ Start = Annotated[int, typer.Option(min=0, help="The first frame to run.")]
 
 
 @app.command()
-def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
-        frames: Frames = 48, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
-        threads: Threads = 1, workdir: Workdir = None, output: Output = Path("out")) -> None:  # fmt: skip
+def run(model: Model, clip: Clip, recipe: MaybeRecipe = None, calibration: Calibration = None,
+        target: Target = "native", frames: Frames = 48, size: Size = None, start: Start = 0,
+        calibration_frames: CalibrationFrames = 48, threads: Threads = 1, workdir: Workdir = None,
+        output: Output = Path("out")) -> None:  # fmt: skip
     """Run a clip through a compiled network: a video, a strip of frames and a table beside the float network."""
-    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads, workdir)
+    job = Job(model, clip, recipe_for(model, recipe), target, calibration, size, frames, start, calibration_frames,
+              threads, workdir)  # fmt: skip
     job.check()
     where = folder(output)
     with Reporter() as report:
@@ -83,12 +90,23 @@ def run(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibra
 
 
 @app.command()
-def compare(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Calibration = None,
+def apply(model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, size: Size = None,
+          calibration_frames: CalibrationFrames = 48, workdir: Workdir = None,
+          output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("out.vqc"),
+          ) -> None:  # fmt: skip
+    """Put a network through a recipe and write the program as a .vqc file, which every command takes as a model."""
+    run_apply(Job(model, "", recipe_for(model, recipe), "reference", calibration, size,
+                  calibration_frames=calibration_frames, workdir=workdir), output)  # fmt: skip
+
+
+@app.command()
+def compare(model: Model, clip: Clip, recipe: MaybeRecipe = None, calibration: Calibration = None,
             target: Target = "native", frames: Frames = 48, size: Size = None, start: Start = 0,
             calibration_frames: CalibrationFrames = 48, threads: Threads = 1, workdir: Workdir = None
             ) -> None:  # fmt: skip
     """Compare a compiled network with the float one, frame by frame; nothing is written."""
-    job = Job(model, clip, recipe, target, calibration, size, frames, start, calibration_frames, threads, workdir)
+    job = Job(model, clip, recipe_for(model, recipe), target, calibration, size, frames, start, calibration_frames,
+              threads, workdir)  # fmt: skip
     with Reporter() as report:
         net, _, engines, played = job.play(report)
     table(frame_rows(played[1], played[0]), f"{played[1].engine} beside {played[0].engine}")
@@ -101,17 +119,20 @@ def compare(model: Model, clip: Clip, recipe: Recipe = "float", calibration: Cal
 
 
 @app.command()
-def inspect(model: Model, recipe: Recipe = "float", calibration: Calibration = None, size: Size = None,
+def inspect(model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, size: Size = None,
             target: Annotated[str, typer.Option(help="Compile for this target; none: do not compile.")] = "native",
             calibration_frames: CalibrationFrames = 8, workdir: Workdir = None,
             text: Annotated[bool, typer.Option("--text", help="Print the program too.")] = False) -> None:  # fmt: skip
     """Show a network as vqc sees it: inputs, states, operators, what each pass did and why not more, kernels."""
-    job = Job(model, "", recipe, "reference" if target == "none" else target, calibration, size,
+    job = Job(model, "", recipe_for(model, recipe), "reference" if target == "none" else target, calibration, size,
               calibration_frames=calibration_frames, workdir=workdir)  # fmt: skip
     job.check()
     net = network(model, parse_size(size))
     with Reporter() as report:
         program = job.program(net, report)
+    if is_stored(model):
+        for line in file_lines(model):
+            out().print(line, markup=False)
     _summary(program)
     if text:
         out().print(str(program), markup=False)
@@ -131,7 +152,7 @@ def inspect(model: Model, recipe: Recipe = "float", calibration: Calibration = N
 
 
 @app.command()
-def bench(model: Model, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
+def bench(model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, target: Target = "native",
           clip: Annotated[str | None, typer.Option(help="The clip to run; none: the network's example.")] = None,
           frames: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 8, size: Size = None,
           calibration_frames: CalibrationFrames = 8, threads: Threads = 1, workdir: Workdir = None,
@@ -141,7 +162,8 @@ def bench(model: Model, recipe: Recipe = "float", calibration: Calibration = Non
                                    ] = False,
           ) -> None:  # fmt: skip
     """Time a compiled network: ms a step, and what each layer's kernel takes of it."""
-    job = Job(model, clip or "", recipe, target, calibration, size, frames, 0, calibration_frames, threads, workdir)
+    job = Job(model, clip or "", recipe_for(model, recipe), target, calibration, size, frames, 0, calibration_frames,
+              threads, workdir)  # fmt: skip
     with Reporter() as report:
         executable, row = run_bench(job, report, tune=tune, compare=compare_float)
     if executable.report.layers:
@@ -231,15 +253,15 @@ def targets() -> None:
 
 
 @app.command()
-def export(model: Model, recipe: Recipe = "float", calibration: Calibration = None, target: Target = "native",
+def export(model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, target: Target = "native",
            size: Size = None, calibration_frames: CalibrationFrames = 48, workdir: Workdir = None,
            threads: Annotated[int, typer.Option(min=1, max=256, help="Threads it has scratch memory for.")] = 1,
            build: Annotated[bool, typer.Option("--build", help="Compile it too, with zig.")] = False,
            variant: Annotated[str | None, typer.Option(help="With --build, on Arm: the instruction set.")] = None,
            output: Output = Path("out/c")) -> None:  # fmt: skip
     """Write a network as C for a target: sources, weights, a self-test, a camera loop, build files, a README."""
-    job = Job(model, "", recipe, target, calibration, size, calibration_frames=calibration_frames, threads=threads,
-              workdir=workdir)  # fmt: skip
+    job = Job(model, "", recipe_for(model, recipe), target, calibration, size, calibration_frames=calibration_frames,
+              threads=threads, workdir=workdir)  # fmt: skip
     run_export(job, output, build, variant)
 
 

@@ -28,6 +28,7 @@ from vqc.report.session import (
     strip_rows,
     use_threads,
 )
+from vqc.report.stored import is_stored
 from vqc.report.tables import folder, markdown, write_text
 
 
@@ -39,6 +40,11 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if found is None or int(found[1]) < 1 or int(found[2]) < 1:
         raise InputError(f"a size cannot be {text!r}", way_out="write HEIGHTxWIDTH, such as 288x512")
     return int(found[1]), int(found[2])
+
+
+def recipe_for(model: str, recipe: str | None) -> str:
+    """The recipe asked for; by default float for a network, and none for a file, whose program has had its own."""
+    return recipe if recipe is not None else "" if is_stored(model) else "float"
 
 
 def clip_path(name: str) -> Path:
@@ -121,10 +127,10 @@ class Job:
         net = network(self.model, parse_size(self.size))
         report.say(f"model {net.name}" + (f", weights: {net.licence}" if net.licence else ""))
         clip = video.read_clip(clip_file, self.frames or None, net.size, self.start)
-        report.say(f"compile {net.name}: recipe {self.recipe}, target {self.target}")
+        report.say(f"compile {net.name}: recipe {self.recipe or 'none'}, target {self.target}")
         options = use_threads(self.threads, self.target)
         program = self.program(net, report)
-        compiled = program_engine(program, f"vqc {self.target}, {self.recipe}", self.target, **options)
+        compiled = program_engine(program, f"vqc {self.target}, {self.recipe or 'as stored'}", self.target, **options)
         return net, clip, [eager_engine(net), compiled]
 
     def play(self, report: Reporter) -> tuple[Network, Tensor, list[Engine], list[Playback]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vqc.errors import CaptureError, InputError
 from vqc.frames import Frames
 from vqc.models import MODELS, ModelEntry
+from vqc.program import Program
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Network:
     `example`: the tensors of one step without states, [1,3,H,W] for a frame, [1,T,3,H,W] for a window of T frames.
     `states`: argument of forward -> index of the leaf of its result that is the next value. `picture`: index of the
     leaf that is judged and shown; `foreground`: that of a matting network's colours. `entry`: set for a network of
-    the registry, which knows best how a clip becomes its inputs.
+    the registry, which knows best how a clip becomes its inputs. `program`: set for a network out of a `.vqc` file,
+    whose `module` runs it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Network:
     foreground: int | None = None
     licence: str = ""
     entry: ModelEntry | None = None
+    program: Program | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -95,18 +98,23 @@ class Network:
 def network(name: str, size: tuple[int, int] | None = None) -> Network:
     """The network called `name`, for frames of `size` (H, W).
 
-    `name`: a key of `vqc.models.MODELS`, "package.module:factory" or "file.py:factory". A factory takes no arguments
-    and returns an nn.Module, or a tuple (module, example, states, picture) of which the end may be left out: an example
-    is a tensor or a tuple of tensors as `Network.example` (default: one frame), states and picture are as in `Network`.
+    `name`: a key of `vqc.models.MODELS`, a `.vqc` file, "package.module:factory" or "file.py:factory". A factory takes
+    no arguments and returns an nn.Module, or a tuple (module, example, states, picture) of which the end may be left
+    out: an example is a tensor or a tuple of tensors as `Network.example` (default: one frame), states and picture
+    are as in `Network`.
     Raises InputError for a name or an example that is not understood, CaptureError when the factory fails,
     ArtifactError when weights cannot be had.
     """
     if name in MODELS:
         return _of_registry(MODELS[name], size)
+    if name.endswith(".vqc"):
+        from vqc.report.stored import stored_network  # which needs this module's Network
+
+        return stored_network(name, size)
     source, colon, factory = name.rpartition(":")
     if not colon or not source or not factory:
         raise InputError(f"there is no model called {name!r}", way_out="use " + ", ".join(sorted(MODELS))
-                         + ", package.module:factory or file.py:factory")  # fmt: skip
+                         + ", FILE.vqc, package.module:factory or file.py:factory")  # fmt: skip
     return _of_factory(name, _find(source, factory), size)
 
 

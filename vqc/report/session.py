@@ -62,8 +62,11 @@ class Playback:
         return torch.stack(self.pictures)
 
 
-def eager_engine(net: Network, name: str = "PyTorch eager, float32") -> Engine:
-    """The network as it is, in PyTorch. Its module is copied for every video, so that buffers start as they were."""
+def eager_engine(net: Network, name: str | None = None) -> Engine:
+    """The network as it is, in PyTorch. Its module is copied for every video, so that buffers start as they were.
+
+    A network out of a file is what the file holds: its program, operator for operator.
+    """
     running: dict[str, Any] = {}
 
     def reset() -> None:
@@ -77,7 +80,10 @@ def eager_engine(net: Network, name: str = "PyTorch eager, float32") -> Engine:
         return leaves
 
     tensors = [*net.module.parameters(), *net.module.buffers()]
-    return Engine(name, step, reset, sum(x.numel() * x.element_size() for x in tensors))
+    size = sum(x.numel() * x.element_size() for x in tensors)
+    if net.program is not None:
+        return Engine(name or "PyTorch, the file's program", step, reset, constant_bytes(net.program))
+    return Engine(name or "PyTorch eager, float32", step, reset, size)
 
 
 def compiled_engine(net: Network, recipe: str, target: str, name: str | None = None, calibration: Clips | None = None,
@@ -92,7 +98,9 @@ def compiled_engine(net: Network, recipe: str, target: str, name: str | None = N
 
 
 def captured(net: Network) -> Program:
-    """The network's program, with all that the network says of its states, ranges and frames."""
+    """The network's program, with all that the network says of its states, ranges and frames; a file's own."""
+    if net.program is not None:
+        return net.program.clone()
     return vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
                        frames=net.frames)  # fmt: skip
 

@@ -1,0 +1,97 @@
+"""`vqc apply` writes a file, and every command takes it where a network is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vqc import files, video
+from vqc import load as load_file
+from vqc.cli import app
+
+MODEL = """
+import torch
+from torch import nn
+
+class Matting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, 1, 1)
+
+    def forward(self, src, r=None):
+        y = torch.relu(self.conv(src))
+        r = 0.5 * y if r is None else 0.5 * r + 0.5 * y
+        return src, torch.sigmoid(self.head(r)), r
+
+def matting():
+    return Matting(), torch.rand(1, 3, 16, 24), {"r": 2}, 1
+"""
+
+
+def vqc(*args: str | Path, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, (result.output, result.exception)
+    return " ".join((result.output + (result.stderr if result.stderr not in result.output else "")).split())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nets.py, the clip a.mp4 of six frames, and m.vqc: the network in 8 bits."""
+    folder = tmp_path_factory.mktemp("stored")
+    (folder / "nets.py").write_text(MODEL)
+    base = torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(0))
+    video.write_video(folder / "a.mp4", [(base * (0.5 + t / 12)).clamp(0, 1) for t in range(6)], 12)
+    said = vqc("apply", f"{folder}/nets.py:matting", "--recipe", "int8-all", "--calibration", folder / "a.mp4",
+               "--calibration-frames", "6",
+               "-o", folder / "m.vqc")  # fmt: skip
+    assert f"wrote {folder}/m.vqc" in said
+    return folder
+
+
+def test_a_file_knows_what_made_it(place: Path) -> None:
+    said = files.about(place / "m.vqc")
+    assert said["recipe"] == "int8-all" and said["network"]["picture"] == 1
+    assert said["calibration"]["names"] == [str(place / "a.mp4")] and said["calibration"]["steps"] == 6
+    shown = vqc("inspect", place / "m.vqc", "--target", "none")
+    assert "recipe: int8-all" in shown and "calibrated on 6 steps of a.mp4" in shown and "quantize" in shown
+
+
+def test_compare_and_run_play_a_file_as_it_is(place: Path, tmp_path: Path) -> None:
+    shown = vqc("compare", place / "m.vqc", place / "a.mp4", "--target", "portable", "--frames", "6")
+    assert "vqc portable, as stored beside PyTorch, the file's program" in shown
+    assert "drift" in shown
+    vqc("run", place / "m.vqc", place / "a.mp4", "--target", "reference", "--frames", "3", "-o", tmp_path)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".md", ".mp4", ".png"]
+
+
+def test_a_recipe_goes_on_top(place: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.vqc"
+    vqc("apply", f"{place}/nets.py:matting", "--recipe", "canonicalize", "-o", plain)
+    vqc("apply", plain, "--recipe", "int8-all", "--calibration", place / "a.mp4", "--calibration-frames", "6",
+        "-o", tmp_path / "m.vqc")  # fmt: skip
+    assert files.about(tmp_path / "m.vqc")["recipe"] == "canonicalize,int8-all"
+    assert str(load_file(tmp_path / "m.vqc")) == str(load_file(place / "m.vqc"))
+
+
+def test_export_is_the_same_with_and_without_a_file(place: Path, tmp_path: Path) -> None:
+    vqc("export", place / "m.vqc", "--target", "portable", "-o", tmp_path / "file")
+    vqc("export", f"{place}/nets.py:matting", "--recipe", "int8-all", "--calibration", place / "a.mp4",
+        "--calibration-frames", "6", "--target",
+        "portable", "-o", tmp_path / "network")  # fmt: skip
+    names = sorted(p.name for p in (tmp_path / "file").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "network").iterdir())
+    for name in names:
+        assert (tmp_path / "file" / name).read_bytes() == (tmp_path / "network" / name).read_bytes(), name
+
+
+def test_what_is_wrong_is_told(place: Path, tmp_path: Path) -> None:
+    assert "captured at 16x24" in vqc("inspect", place / "m.vqc", "--size", "32x48", code=2)
+    assert "file ends in .vqc" in vqc("apply", f"{place}/nets.py:matting", "-o", tmp_path / "m.onnx", code=2)
+    damaged = tmp_path / "d.vqc"
+    damaged.write_bytes((place / "m.vqc").read_bytes()[:-3])
+    assert "truncated" in vqc("bench", damaged, code=2)
