@@ -215,7 +215,8 @@ def test_behind_a_relu_only_what_is_above_zero_counts():
 def test_a_share_and_what_is_there_already_count():
     x, want = sampled()
     g = torch.Generator().manual_seed(3)
-    share, there = torch.rand(len(x), generator=g), torch.randn(want.shape, generator=g)
+    share = torch.rand(len(x), generator=g)
+    there = -2 * want * share[:, None]
     cuts = thresholds(x.view(-1, 6, 9)[:, :, 4], 3)
     _, given = fit_layers(x, cuts, Aim(want * share[:, None] + there, there, share), 6, "bimatting")
     assert explained(given, want * share[:, None]) > 0.7

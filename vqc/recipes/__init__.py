@@ -87,6 +87,7 @@ _LEARNED = (
 # Layers are quantized while those of signs are in training form: constants are folded after that, so that +1 and -1 are
 # no weights of 8 bits.
 _SIGNS_UP = "shb-decoder{sparse=0}"
+_TAUGHT = "mimic{rate=0.0003,other_rate=0.002}"  # what is fitted already moves little
 _BESIDE_SIGNS = "observe,quantize,fold-constants,lower-binary,lower-integer,exact-float,fold-bn-sign,canonicalize"
 _OF_SIGNS = "the way back up of a trained network in signs, six for each weight; the rest in 8 bits (BiVM)"
 
@@ -103,8 +104,8 @@ RECIPES: dict[str, Recipe] = {
                "fold-bn-sign,canonicalize",
                "a network trained in one bit (vqc.models.binary, vqc::fake_binarize): signs as bits, masks skipped"),
         Recipe("bivm-decoder", f"{_FLOAT},{_SIGNS_UP},{_BESIDE_SIGNS}", _OF_SIGNS, needs_calibration=True),
-        Recipe("bivm-decoder-full", f"{_FLOAT},{_SIGNS_UP},mimic,{_BESIDE_SIGNS}", f"{_OF_SIGNS}; then trained, long",
-               needs_calibration=True),
+        Recipe("bivm-decoder-full", f"{_FLOAT},{_SIGNS_UP},{_TAUGHT},{_BESIDE_SIGNS}",
+               f"{_OF_SIGNS}; then trained, long", needs_calibration=True),
         *(r for learned in _LEARNED for r in learned.recipes()),
     )
 }  # fmt: skip
