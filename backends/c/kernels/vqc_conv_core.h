@@ -15,7 +15,9 @@
 
 #include "vqc_phases.h"
 
+#ifndef CV_RUN_ONLY
 static size_t cv_align(size_t bytes) { return (bytes + VQC_ALIGN - 1) / VQC_ALIGN * VQC_ALIGN; }
+#endif
 static ptrdiff_t cv_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 typedef struct cv_band {
@@ -123,6 +125,9 @@ static void cv_run(const cv_job *j, const cv_band *b, CV_E *expanded) {
             const ptrdiff_t rest = positions - p, many = (rest >= wide || (2 * rest > wide && positions >= wide));
             const ptrdiff_t count = many ? wide : VQC_VL;
             if (rest < count) p = positions - count;
+#ifdef CV_AHEAD
+            if (o == 0) CV_AHEAD(b, p + CV_TILES_AHEAD * count, cv_min(count, positions - p - CV_TILES_AHEAD * count));
+#endif
             (many ? big : small)(b->x + p, b->planes, b->plane, b->off, b->taps, w, t);
             cv_flush(j, b, o, block, p, count, t);
             p += count;
@@ -136,6 +141,7 @@ static void cv_run(const cv_job *j, const cv_band *b, CV_E *expanded) {
 #include "vqc_conv_masked.h"
 #endif
 
+#ifndef CV_RUN_ONLY /* who calls cv_run alone needs no tasks */
 /* Elements of one group's weights for `taps` taps of every output channel. */
 static ptrdiff_t cv_group_weights(ptrdiff_t og, ptrdiff_t taps) {
     const ptrdiff_t rest = og % 8;
@@ -303,3 +309,4 @@ static void cv_launch(const vqc_model *m, cv_job *j, int transposed) {
         vqc_for(m, cv_task, j, p->n * p->groups * p->od * ((p->oh + p->rows - 1) / p->rows));
     }
 }
+#endif

@@ -20,11 +20,13 @@ typedef struct cv_job {
     const uint8_t *mask; /* NULL: everything is computed */
 } cv_job;
 
+#ifndef CV_RUN_ONLY
 /* A 1x1 convolution reads its input where it is. */
 static int cv_direct(const cv_job *j) {
     const vqc_conv_params *p = j->p;
     return p->kd * p->kh * p->kw == 1 && p->sd * p->sh * p->sw == 1 && p->pd + p->ph + p->pw == 0;
 }
+#endif
 
 static const float *cv_weights(const cv_job *j, ptrdiff_t at, ptrdiff_t count, float *expanded) {
     (void)count;
@@ -44,6 +46,7 @@ static inline void cv_prefetch(const float *row, ptrdiff_t channel, ptrdiff_t n)
 #endif
 }
 
+#ifndef CV_RUN_ONLY
 /* dst[t] = row[left + t * step], zero outside the row. */
 static void cv_pack_row(const cv_job *j, float *restrict dst, const ptrdiff_t *from, const ptrdiff_t *channel,
                         ptrdiff_t left, ptrdiff_t step, ptrdiff_t count) {
@@ -67,6 +70,7 @@ static void cv_pack_row(const cv_job *j, float *restrict dst, const ptrdiff_t *f
         }
     }
 }
+#endif
 
 static float cv_hardsigmoid(float v) {
     const float s = v + 3.0f;
@@ -103,6 +107,12 @@ static void cv_store(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step,
     default: CV_STORE(v)
     }
 }
+
+/* A 1x1 convolution over a wide picture reads every plane a little at a time: ask for what tiles to come will read. */
+#define CV_TILES_AHEAD 2
+#define CV_AHEAD(b, at, n)                                                                                            \
+    for (ptrdiff_t v = 0; (n) > 0 && (b)->taps == 1 && (b)->pitch >= CV_FAR_ROWS && v < (b)->planes; v++)             \
+        cv_prefetch((b)->x + (at) + v * (b)->plane, 0, n)
 
 #include "vqc_conv_core.h"
 

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from vqc.backends.c.ir import Struct, Value, numel
+from vqc.backends.c import rows as row_programs
+from vqc.backends.c.expr import Expr
+from vqc.backends.c.ir import Buffer, Struct, Value, dense_strides, numel
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.packing import Geometry, pack_conv, pack_transposed
 from vqc.backends.c.registry import FLOATS, all_of, lowering, op_name
 from vqc.ops.exact import argument
-from vqc.program import Program, shape_of
+from vqc.program import Program, dtype_of, shape_of
+
+ROWS_RUN = 512  # VQC_CONV_ROWS_RUN
+ROWS_BYTES = 64 << 10  # of a task's input, which should stay in the nearest cache
 
 
 def constant_arguments(*names: str) -> Any:
@@ -117,6 +122,37 @@ def _weight(ctx: Lowering, arg: Any, geo: Geometry) -> Value:
     return packed
 
 
+def takes_rows(program: Program, node: fx.Node, e: Expr) -> bool:
+    """Whether a pointwise result's only reader is a 1x1 convolution that computes it as it goes, run by run."""
+    user = next(iter(node.users), None)
+    if user is None or len(node.users) > 1 or op_name(user.target) != "aten::conv2d" or user.args[0] is not node:
+        return False
+    weight = program.constant(user.args[1])
+    if weight is None or tuple(weight.shape[2:]) != (1, 1) or 4 * ROWS_RUN * weight.shape[1] > ROWS_BYTES:
+        return False
+    geo = geometry(user, weight, transposed=False)
+    if not geo.direct or geo.groups > 1 or dtype_of(node) != torch.float32:
+        return False
+    whole = all(x.op not in ("sums", "cat", "resized") for x in e.parts())
+    return whole and row_programs.why_not(e, shape_of(node)) is None
+
+
+def _lower_rows(ctx: Lowering, node: fx.Node, e: Expr, geo: Geometry, fields: dict[str, Any], w: Value,
+                b: Value | None, slopes: Value | None, last: fx.Node) -> None:  # fmt: skip
+    """The call for a convolution whose input is still an expression."""
+    shape = shape_of(node.args[0])
+    made = Value(Buffer("input", 0, "arena"), torch.float32, shape, dense_strides(shape))
+    code = row_programs.write([(e, made)], lead=0)
+    params = Struct("vqc_conv_rows_params", {"conv": Struct("vqc_conv_params", fields),
+                                             "rest": row_programs.rows_struct(ctx, code, [made])})  # fmt: skip
+    operands = tuple(o.value for o in code.operands)
+    ctx.call("vqc_conv_rows_f32", "conv_rows", params, operands or None, w, b, slopes, out=[ctx.result(last)],
+             scratch=4 * ROWS_RUN * geo.c)  # fmt: skip
+    if last is not node:
+        ctx.kernels[last.name] = "vqc_conv_rows_f32"
+    ctx.kernels[node.args[0].name] = f"in vqc_conv_rows_f32 of {node.name}"  # type: ignore[union-attr]
+
+
 def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> None:
     bias = argument(node, "bias")
     weight: Any = node.args[1]
@@ -131,6 +167,11 @@ def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> No
         fields |= extra
         slopes = ctx.weight(slope, "slope") if slope is not None else None
         ctx.done.add(last)
+    waiting = ctx.env.get(node.args[0])
+    if isinstance(waiting, Expr) and not exact and not transposed and takes_rows(ctx.program, node.args[0], waiting):
+        w, b = _weight(ctx, node.args[1], geo), ctx.dense(bias) if bias is not None else None
+        _lower_rows(ctx, node, waiting, geo, fields, w, b, slopes, last)
+        return
     x = ctx.dense(node.args[0])
     w = _weight(ctx, node.args[1], geo)
     b = ctx.dense(bias) if bias is not None else None

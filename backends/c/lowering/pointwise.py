@@ -15,7 +15,7 @@ from vqc.backends.c import expr as ex
 from vqc.backends.c import rows
 from vqc.backends.c.expr import Expr, apply, const
 from vqc.backends.c.lower import Lowering
-from vqc.backends.c.lowering import c4, parts_c4
+from vqc.backends.c.lowering import c4, conv, parts_c4
 from vqc.backends.c.registry import all_of, lowering, op_name, tensors
 from vqc.ops.exact import argument
 from vqc.program import DTYPE_NAMES, Program, dtype_of, shape_of
@@ -90,7 +90,7 @@ def finish(ctx: Lowering, node: fx.Node, e: Expr) -> None:
         e = ex.substitute(e, inner, ex.load(ctx.value(arg), e.integer))
     if e.op in ("const", "load"):  # a program needs an operation
         e = apply("add", e, const(-0.0), integer=e.integer)
-    if _reader_takes(ctx.program, node, e.integer):
+    if _reader_takes(ctx.program, node, e.integer) or conv.takes_rows(ctx.program, node, e):
         ctx.bind(node, e)
         ctx.kernels[node.name] = "in the next pointwise kernel"
     else:

@@ -1,0 +1,65 @@
+"""1x1 convolutions that compute their pointwise input as they go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from c_exports import qemu, run_in, self_test
+from c_helpers import aten, chain, check
+
+from vqc.backends.c import CBackend
+from vqc.backends.c.cross import build_export
+
+
+def program(n=2, c=16, o=20, h=23, w=51, name="small"):
+    """PReLU(x) * mask + y, a 1x1 convolution of it with a PReLU, and one of four channels of a sum without bias."""
+    torch.manual_seed(2)
+
+    def build(b, x, y, u):
+        z = b.call(aten.add.Tensor, b.call(aten.mul.Tensor, b.call(aten.prelu.default, x, torch.rand(c)), u), y)
+        z = b.call(aten.conv2d.default, z, torch.randn(o, c, 1, 1), torch.randn(o))
+        z = b.call(aten.prelu.default, z, torch.rand(o))
+        return b.call(aten.conv2d.default, b.call(aten.add.Tensor, z, 0.5), torch.randn(3, o, 1, 1), None)
+
+    return chain(build, torch.randn(n, c, h, w), torch.randn(n, c, h, w), torch.rand(n, 1, h, w), name=name)
+
+
+@pytest.mark.parametrize("target", ["native", "portable"])
+def test_the_input_is_not_stored(target):
+    exe = check(program(), target=target, atol=1e-5)
+    calls = [c.kernel for c in exe.model.model.lowered.calls]
+    assert calls == ["vqc_conv_rows_f32", "vqc_conv_rows_f32"]
+    assert exe.report.kernels["add_tensor"] == "in vqc_conv_rows_f32 of conv2d_default"
+    assert exe.report.kernels["prelu_default_1"] == "vqc_conv_rows_f32"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 256), (19, 27)])
+def test_runs_of_any_length(size):
+    check(program(1, 3, 5, *size), atol=1e-5)
+
+
+def test_two_threads_give_the_same_bits():
+    p = program()
+    one, two = (check(p, threads=n, atol=1e-5).trace(p.example, [])[0] for n in (1, 2))
+    assert torch.equal(one, two)
+
+
+def test_what_others_read_or_wide_inputs_are_stored():
+    def build(b, x, y):
+        z = b.call(aten.add.Tensor, x, 1.0)
+        first = b.call(aten.conv2d.default, z, torch.randn(4, 8, 1, 1), None)
+        wide = b.call(aten.conv2d.default, b.call(aten.add.Tensor, y, 1.0), torch.randn(4, 40, 1, 1), None)
+        cut = b.call(aten.conv2d.default, b.call(aten.add.Tensor, x, 2.0), torch.randn(4, 8, 1, 1), None, [2, 2])
+        return z, first, wide, cut
+
+    exe = check(chain(build, torch.randn(1, 8, 6, 9), torch.randn(1, 40, 6, 9)), atol=1e-5)
+    assert "vqc_conv_rows_f32" not in exe.report.kernels.values()
+
+
+def test_on_arm_and_under_sanitizers(tmp_path):
+    folder = CBackend().export(program(1, name="runs"), "aarch64-linux", tmp_path / "arm", {})
+    done = self_test(build_export(folder, "aarch64-linux")["runs_test"], folder, qemu("aarch64"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = CBackend().export(program(), "native", tmp_path / "out", {})
+    flags = "-O1 -g -march=native -Werror -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
+    assert run_in(out, "make", "test", "CC=gcc", f"CFLAGS={flags}").endswith("small: ok\n")
