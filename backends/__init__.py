@@ -29,6 +29,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "reference": ("vqc.backends.reference", "ReferenceBackend"),
     "inductor": ("vqc.backends.inductor", "InductorBackend"),
     **dict.fromkeys(("triton", "cuda", "hip"), ("vqc.backends.triton", "TritonBackend")),
+    "onnx": ("vqc.backends.onnx", "OnnxBackend"),
     **dict.fromkeys(C_TARGETS, ("vqc.backends.c", "CBackend")),
 }
 

@@ -54,9 +54,9 @@ def compile(program: Program, target: str = "native", **options: Any) -> Executa
     """Make a Program ready to run here.
 
     `target`: "native" (C for this machine's CPU), "portable" (plain C99), a level of x86-64 (docs/targets.md),
-    "inductor", "reference". What a backend cannot take runs eagerly in PyTorch and is listed with the reason in
-    `Executable.report`. Options of C: `threads` (1), `cc` (a compiler), `tune` (True: kernels' bands by the clock),
-    `fallback` ("eager", or "none": an error instead).
+    "inductor", "reference", "onnx" (by ONNX Runtime, docs/onnx.md). What C cannot take runs eagerly in PyTorch and is
+    listed with the reason in `Executable.report`. Options of C: `threads` (1), `cc` (a compiler), `tune` (True:
+    kernels' bands by the clock), `fallback` ("eager", or "none": an error instead).
     Raises TargetError, UnsupportedOp.
     """
     return backend_for(target).compile(program, target, options)
@@ -65,8 +65,9 @@ def compile(program: Program, target: str = "native", **options: Any) -> Executa
 def export(program: Program, folder: str | Path, target: str = "native", **options: Any) -> Path:
     """Write a Program as sources for another machine into `folder` (whole or not at all); returns the folder.
 
-    `target`: a C target (docs/targets.md). Options: `threads` (1: those it has scratch memory for), `self_test` (True:
-    stored steps and a program that repeats them), `licence` (of the weights, for the README and the header).
+    `target`: a C target (docs/targets.md), "onnx" or "onnx:exact" (docs/onnx.md). Options: `licence` (of the weights,
+    for the README and the header); of C, `threads` (1: those it has scratch memory for) and `self_test` (True: stored
+    steps and a program that repeats them).
     Raises TargetError, UnsupportedOp, ArtifactError.
     """
     return backend_for(target).export(program, target, Path(folder), options)

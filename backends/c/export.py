@@ -5,9 +5,6 @@ The folder is written beside its place and renamed, so it is there whole or not 
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,9 @@ from vqc.backends.c.ir import Value
 from vqc.backends.c.makefiles import CHOICE, cmake_text, makefile_text, programs
 from vqc.backends.c.selftest import self_test_source, self_test_vectors
 from vqc.backends.c.targets import THREAD_POOL, Target
-from vqc.errors import ArtifactError
+from vqc.backends.folder import MARKER, write_folder
 from vqc.program import Program
 
-MARKER = "vqc-export.txt"  # names a folder as ours, so that a new export may replace it
 UNKNOWN_LICENCE = "unknown: ask who gave you the weights"
 
 
@@ -105,28 +101,4 @@ def export_folder(program: Program, model: Model, target: Target, folder: Path, 
 
     Raises ArtifactError when the folder cannot be written, or holds files that are not an earlier export.
     """
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARKER).exists())):
-        raise ArtifactError(f"{folder} is already there and is not an export", why="it would be overwritten",
-                            way_out="give a new or empty folder")  # fmt: skip
-    files = files_of(program, model, target, bool(options["self_test"]), options["licence"])
-    temp: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        temp.chmod(0o755)
-        for file, data in files.items():
-            (temp / file).write_bytes(data)
-        if folder.exists():
-            old = temp.with_name(temp.name + "-old")
-            os.replace(folder, old)
-            os.replace(temp, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temp, folder)
-    except OSError as e:
-        if temp is not None:
-            shutil.rmtree(temp, ignore_errors=True)
-        raise ArtifactError(f"the export to {folder} failed", why=str(e),
-                            way_out="choose a folder on a disk with room that you may write to") from e  # fmt: skip
-    return folder
+    return write_folder(folder, files_of(program, model, target, bool(options["self_test"]), options["licence"]))

@@ -20,6 +20,7 @@ _HERE = "PyTorch on this machine"
 _OTHERS = {
     "triton": "Triton kernels on this machine's GPU",
     "cuda": "the same; cuda:sm_90 names an architecture, which export needs",
+    "onnx": "an ONNX model with QuantizeLinear; onnx:exact has the reference's integers",
     "hip": "AMD GPUs: hip:gfx942 (compiled, never run)",
 }
 
@@ -55,6 +56,8 @@ def export(job: Job, folder: Path, report: Reporter, *, build: bool, variant: st
     options: dict[str, Any] = {}
     if job.target in C_TARGETS:
         options = {"threads": job.threads, "licence": net.licence}
+    elif job.target.startswith(("cuda", "hip", "onnx")):
+        options = {"licence": net.licence}
     made = vqc.export(program, folder, job.target, **options)
     programs = build_export(made, job.target, variant) if build else {}
     return [made, *programs.values()]

@@ -1,0 +1,405 @@
+"""Rules of operators that ONNX has too: arithmetic, comparisons, functions of one value, moves, reductions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from vqc.backends.onnx.graph import ELEMENT, Graph, Results, axis_of, need, rule
+from vqc.program import dtype_of, shape_of
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+_BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
+_COMPARE = {"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal"}
+_BOTH = ("Tensor", "Scalar")
+
+
+def _alpha(g: Graph, bound: dict[str, Any], value: str, dtype: torch.dtype) -> str:
+    alpha = bound.get("alpha", 1)
+    return value if alpha == 1 else g.emit("Mul", value, g.number(alpha, dtype))
+
+
+def _two(op: str, flipped: bool = False) -> Any:
+    def apply(g: Graph, node: fx.Node) -> Results:
+        bound, dtype = g.bound(node), dtype_of(node)
+        need(bound.get("rounding_mode") is None, "a division with a rounding mode")
+        need(dtype != torch.bool, f"{op} of booleans")
+        first, other = g.value(bound["self"], dtype), g.value(bound["other"], dtype)
+        if flipped:
+            return g.emit(op, other, _alpha(g, bound, first, dtype))
+        return g.emit(op, first, _alpha(g, bound, other, dtype))
+
+    return apply
+
+
+def _compared(op: str, negate: bool = False) -> Any:
+    def apply(g: Graph, node: fx.Node) -> Results:
+        bound = g.bound(node)
+        kinds = [dtype_of(a) for a in (bound["self"], bound["other"]) if isinstance(a, fx.Node)]
+        dtype = kinds[0] if len(kinds) == 1 else torch.promote_types(*kinds)
+        if len(kinds) == 1 and isinstance(bound["other"], float) and not dtype.is_floating_point:
+            dtype = torch.float32
+        if dtype == torch.bool:
+            dtype = torch.int32
+        found = g.emit(op, g.value(bound["self"], dtype), g.value(bound["other"], dtype))
+        return g.emit("Not", found) if negate else found
+
+    return apply
+
+
+for _name, _op in _BINARY.items():
+    rule(*(f"aten::{_name}.{kind}" for kind in _BOTH), f"aten::{_name}")(_two(_op))
+rule("aten::rsub.Scalar", "aten::rsub.Tensor")(_two("Sub", flipped=True))
+for _name, _op in _COMPARE.items():
+    rule(*(f"aten::{_name}.{kind}" for kind in _BOTH))(_compared(_op))
+rule("aten::ne.Tensor", "aten::ne.Scalar")(_compared("Equal", negate=True))
+
+
+@rule("aten::pow.Tensor_Scalar", "aten::pow.Tensor_Tensor")
+def _power(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    return g.emit("Pow", g.value(bound["self"], dtype), g.value(bound["exponent"], dtype))
+
+
+@rule("aten::square")
+def _square(g: Graph, node: fx.Node) -> Results:
+    x = g.value(node.args[0])
+    return g.emit("Mul", x, x)
+
+
+@rule("aten::lerp.Tensor", "aten::lerp.Scalar")
+def _lerp(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    a, b, w = (g.value(bound[k], dtype) for k in ("self", "end", "weight"))
+    return g.emit("Add", a, g.emit("Mul", w, g.emit("Sub", b, a)))
+
+
+@rule("aten::logical_and", "aten::bitwise_and.Tensor", "aten::logical_or", "aten::bitwise_or.Tensor")
+def _logical(g: Graph, node: fx.Node) -> Results:
+    bound = g.bound(node)
+    need(dtype_of(node) == torch.bool, "bits of integers")
+    op = "And" if "and" in node.target.name() else "Or"  # type: ignore[union-attr]
+    return g.emit(op, g.value(bound["self"], torch.bool), g.value(bound["other"], torch.bool))
+
+
+@rule("aten::logical_not", "aten::bitwise_not")
+def _not(g: Graph, node: fx.Node) -> Results:
+    need(dtype_of(node) == torch.bool, "bits of integers")
+    return g.emit("Not", g.value(node.args[0], torch.bool))
+
+
+@rule("aten::where.self")
+def _where(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    return g.emit("Where", g.value(bound["condition"], torch.bool), g.value(bound["self"], dtype),
+                  g.value(bound["other"], dtype))  # fmt: skip
+
+
+@rule("aten::masked_fill.Scalar", "aten::masked_fill.Tensor")
+def _masked_fill(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    return g.emit(
+        "Where", g.value(bound["mask"], torch.bool), g.value(bound["value"], dtype), g.value(bound["self"], dtype)
+    )
+
+
+@rule("aten::clamp", "aten::clamp_min", "aten::clamp_max", "aten::hardtanh", "aten::relu6")
+def _clamp(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    name = node.target.name()  # type: ignore[union-attr]
+    low, high = bound.get("min", bound.get("min_val")), bound.get("max", bound.get("max_val"))
+    if name == "aten::relu6":
+        low, high = 0, 6
+    low, high = ("" if v is None else g.value(v, dtype) for v in (low, high))
+    return g.emit("Clip", g.value(bound["self"], dtype), low, high)
+
+
+# ---- functions of one value ------------------------------------------------------------------------------------------
+
+_ONE = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "neg": "Neg",
+        "abs": "Abs", "floor": "Floor", "ceil": "Ceil", "round": "Round", "sin": "Sin", "cos": "Cos", "erf": "Erf",
+        "sign": "Sign", "reciprocal": "Reciprocal", "hardswish": "HardSwish", "softplus": "Softplus",
+        "mish": "Mish"}  # fmt: skip
+_EXACT = ("sigmoid", "tanh", "exp", "hardswish")  # of vqc's own, whose ONNX twins round otherwise
+
+
+def _unary(op: str) -> Any:
+    def apply(g: Graph, node: fx.Node) -> Results:
+        bound = g.bound(node)
+        need(bound.get("beta", 1) == 1 and bound.get("decimals", 0) == 0, "an argument that is not the default")
+        need(op != "Softplus" or bound.get("threshold", 20) >= 20, "a threshold below 20")
+        return g.emit(op, g.value(node.args[0], dtype_of(node)))
+
+    return apply
+
+
+for _name, _op in _ONE.items():
+    rule(f"aten::{_name}", *([f"vqc::{_name}"] if _name in _EXACT else []))(_unary(_op))
+
+
+@rule("aten::hardsigmoid", "vqc::hardsigmoid")
+def _hardsigmoid(g: Graph, node: fx.Node) -> Results:
+    return g.emit("HardSigmoid", g.value(node.args[0]), alpha=1 / 6, beta=0.5)
+
+
+@rule("aten::silu", "vqc::silu")
+def _silu(g: Graph, node: fx.Node) -> Results:
+    x = g.value(node.args[0])
+    return g.emit("Mul", x, g.emit("Sigmoid", x))
+
+
+@rule("aten::rsqrt")
+def _rsqrt(g: Graph, node: fx.Node) -> Results:
+    return g.emit("Reciprocal", g.emit("Sqrt", g.value(node.args[0])))
+
+
+@rule("aten::gelu")
+def _gelu(g: Graph, node: fx.Node) -> Results:
+    return g.emit("Gelu", g.value(node.args[0]), approximate=g.bound(node)["approximate"])
+
+
+@rule("aten::leaky_relu")
+def _leaky(g: Graph, node: fx.Node) -> Results:
+    return g.emit("LeakyRelu", g.value(node.args[0]), alpha=float(g.bound(node)["negative_slope"]))
+
+
+@rule("aten::elu")
+def _elu(g: Graph, node: fx.Node) -> Results:
+    bound = g.bound(node)
+    need(bound["scale"] == 1 and bound["input_scale"] == 1, "an ELU with scales")
+    return g.emit("Elu", g.value(node.args[0]), alpha=float(bound["alpha"]))
+
+
+@rule("aten::prelu", "aten::_prelu_kernel")
+def _prelu(g: Graph, node: fx.Node) -> Results:
+    x, slope = node.args[:2]
+    weight, rank = g.known(slope, "the slope"), len(shape_of(x))
+    if weight.numel() > 1 and weight.ndim == 1:
+        weight = weight.view(-1, *[1] * (rank - 2))
+    return g.emit("PRelu", g.value(x), g.constant(weight.numpy(), f"{slope.target}"))
+
+
+@rule("aten::_softmax", "aten::softmax.int", "aten::log_softmax.int", "aten::_log_softmax")
+def _softmax(g: Graph, node: fx.Node) -> Results:
+    op = "LogSoftmax" if "log" in node.target.name() else "Softmax"  # type: ignore[union-attr]
+    return g.emit(op, g.value(node.args[0], dtype_of(node)), axis=axis_of(node.args[0], node.args[1]))
+
+
+# ---- moves -----------------------------------------------------------------------------------------------------------
+
+
+@rule("aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh_copy", "aten::positive")
+def _same(g: Graph, node: fx.Node) -> Results:
+    return g.emit("Identity", g.value(node.args[0]))
+
+
+@rule("aten::_to_copy", "aten::to.dtype", "aten::to.dtype_layout")
+def _cast(g: Graph, node: fx.Node) -> Results:
+    return g.emit("Cast", g.value(node.args[0]), to=ELEMENT[dtype_of(node)])
+
+
+@rule("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::unsqueeze", "aten::squeeze", "aten::squeeze.dim",
+      "aten::squeeze.dims", "aten::flatten.using_ints", "aten::unflatten.int", "aten::_reshape_copy")  # fmt: skip
+def _reshape(g: Graph, node: fx.Node) -> Results:
+    return g.emit("Reshape", g.value(node.args[0]), g.constant(list(shape_of(node)), "shape"))
+
+
+@rule("aten::expand", "aten::expand_as")
+def _expand(g: Graph, node: fx.Node) -> Results:
+    return g.emit("Expand", g.value(node.args[0]), g.constant(list(shape_of(node)), "shape"))
+
+
+@rule("aten::permute")
+def _permute(g: Graph, node: fx.Node) -> Results:
+    return g.emit("Transpose", g.value(node.args[0]), perm=[axis_of(node.args[0], d) for d in g.bound(node)["dims"]])
+
+
+@rule("aten::transpose.int", "aten::t")
+def _transpose(g: Graph, node: fx.Node) -> Results:
+    bound, x = g.bound(node), node.args[0]
+    order = list(range(len(shape_of(x))))
+    a, b = (axis_of(x, bound[k]) for k in ("dim0", "dim1")) if "dim0" in bound else (0, len(order) - 1)
+    order[a], order[b] = order[b], order[a]
+    return g.emit("Transpose", g.value(x), perm=order)
+
+
+@rule("aten::cat", "aten::concat", "aten::stack")
+def _cat(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    axis = axis_of(node, bound["dim"])
+    parts = [x for x in bound["tensors"] if shape_of(x) != (0,)]
+    values = [g.value(x, dtype) for x in parts]
+    if node.target.name() == "aten::stack":  # type: ignore[union-attr]
+        values = [g.emit("Unsqueeze", v, g.constant([axis], "axes")) for v in values]
+    return g.emit("Concat", *values, axis=axis)
+
+
+@rule("aten::slice.Tensor")
+def _slice(g: Graph, node: fx.Node) -> Results:
+    bound, x = g.bound(node), node.args[0]
+    axis = axis_of(x, bound["dim"])
+    size = shape_of(x)[axis]
+    start, stop, step = slice(bound["start"], bound["end"], bound["step"]).indices(size)
+    return g.emit("Slice", g.value(x), *(g.constant([v], "place") for v in (start, stop, axis, step)))
+
+
+@rule("aten::select.int")
+def _select(g: Graph, node: fx.Node) -> Results:
+    bound, x = g.bound(node), node.args[0]
+    axis = axis_of(x, bound["dim"])
+    index = bound["index"] % shape_of(x)[axis]
+    return g.emit("Gather", g.value(x), g.constant(np.array(index, np.int64), "place"), axis=axis)
+
+
+@rule("aten::split.Tensor", "aten::split_with_sizes", "aten::chunk", "aten::unbind.int")
+def _split(g: Graph, node: fx.Node) -> Results:
+    x, parts = node.args[0], node.meta["val"]
+    axis = axis_of(x, g.bound(node)["dim"])
+    drops = node.target.name() == "aten::unbind.int"  # type: ignore[union-attr]
+    sizes = [1 if drops else p.shape[axis] for p in parts]
+    found = g.emit_many("Split", [g.value(x), g.constant(sizes, "sizes")], [None] * len(sizes), axis=axis)
+    return [g.emit("Squeeze", v, g.constant([axis], "axes")) for v in found] if drops else found
+
+
+@rule("getitem")
+def _getitem(g: Graph, node: fx.Node) -> Results:
+    found = g.values[node.args[0]]
+    need(not isinstance(found, str), "an index into a tensor")
+    return g.emit("Identity", found[node.args[1]])
+
+
+@rule("aten::flip")
+def _flip(g: Graph, node: fx.Node) -> Results:
+    x, dims = node.args[0], [axis_of(node, d) for d in g.bound(node)["dims"]]
+    ends = [-(shape_of(x)[d] + 1) for d in dims]
+    return g.emit(
+        "Slice", g.value(x), *(g.constant(v, "place") for v in ([-1] * len(dims), ends, dims, [-1] * len(dims)))
+    )
+
+
+@rule("aten::repeat")
+def _repeat(g: Graph, node: fx.Node) -> Results:
+    x, times = node.args[0], list(g.bound(node)["repeats"])
+    shape = [1] * (len(times) - len(shape_of(x))) + list(shape_of(x))
+    return g.emit("Tile", g.emit("Reshape", g.value(x), g.constant(shape, "shape")), g.constant(times, "times"))
+
+
+@rule("aten::constant_pad_nd", "aten::reflection_pad2d", "aten::replication_pad2d", "aten::reflection_pad1d",
+      "aten::replication_pad1d")  # fmt: skip
+def _pad(g: Graph, node: fx.Node) -> Results:
+    bound, x = g.bound(node), node.args[0]
+    name = node.target.name()  # type: ignore[union-attr]
+    mode = "constant" if "constant" in name else "reflect" if "reflection" in name else "edge"
+    amounts, rank = list(bound.get("pad", bound.get("padding"))), len(shape_of(x))
+    before, after = [0] * rank, [0] * rank
+    for i in range(len(amounts) // 2):
+        before[rank - 1 - i], after[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
+    fill = [g.number(bound["value"], dtype_of(node))] if mode == "constant" else []
+    return g.emit("Pad", g.value(x), g.constant(before + after, "pads"), *fill, mode=mode)
+
+
+@rule("aten::pixel_shuffle")
+def _pixel_shuffle(g: Graph, node: fx.Node) -> Results:
+    need(len(shape_of(node)) == 4, "a rank other than 4")
+    return g.emit("DepthToSpace", g.value(node.args[0]), blocksize=g.bound(node)["upscale_factor"], mode="CRD")
+
+
+@rule("aten::pixel_unshuffle")
+def _pixel_unshuffle(g: Graph, node: fx.Node) -> Results:
+    """SpaceToDepth orders channels otherwise, so it is written as what it is."""
+    (n, c, h, w), r = shape_of(node.args[0]), g.bound(node)["downscale_factor"]
+    apart = g.emit("Reshape", g.value(node.args[0]), g.constant([n, c, h // r, r, w // r, r], "shape"))
+    return g.emit(
+        "Reshape", g.emit("Transpose", apart, perm=[0, 1, 3, 5, 2, 4]), g.constant(list(shape_of(node)), "shape")
+    )
+
+
+# ---- sums ------------------------------------------------------------------------------------------------------------
+
+_REDUCE = {"aten::mean.dim": "ReduceMean", "aten::sum.dim_IntList": "ReduceSum", "aten::amax": "ReduceMax",
+           "aten::amin": "ReduceMin", "aten::mean": "ReduceMean", "aten::sum": "ReduceSum"}  # fmt: skip
+
+
+@rule(*_REDUCE)
+def _reduce(g: Graph, node: fx.Node) -> Results:
+    bound, x = g.bound(node), node.args[0]
+    dims = bound.get("dim") or list(range(len(shape_of(x))))
+    axes = [axis_of(x, d) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    return g.emit(_REDUCE[node.target.name()], g.value(x, dtype_of(node)), g.constant(axes, "axes"),  # type: ignore[union-attr]
+                  keepdims=int(bound.get("keepdim", False)))  # fmt: skip
+
+
+@rule("vqc::mean_hw")
+def _mean_hw(g: Graph, node: fx.Node) -> Results:
+    return g.emit("ReduceMean", g.value(node.args[0]), g.constant([2, 3], "axes"), keepdims=1)
+
+
+@rule("aten::matmul", "aten::mm", "aten::bmm")
+def _matmul(g: Graph, node: fx.Node) -> Results:
+    return g.emit("MatMul", g.value(node.args[0]), g.value(node.args[1]))
+
+
+@rule("aten::linear")
+def _linear(g: Graph, node: fx.Node) -> Results:
+    bound = g.bound(node)
+    weight = g.emit("Transpose", g.value(bound["weight"]), perm=[1, 0])
+    y = g.emit("MatMul", g.value(bound["input"]), weight)
+    return y if bound["bias"] is None else g.emit("Add", y, g.value(bound["bias"]))
+
+
+@rule("aten::addmm")
+def _addmm(g: Graph, node: fx.Node) -> Results:
+    bound = g.bound(node)
+    return g.emit("Gemm", g.value(bound["mat1"]), g.value(bound["mat2"]), g.value(bound["self"]),
+                  alpha=float(bound["alpha"]), beta=float(bound["beta"]))  # fmt: skip
+
+
+@rule("aten::layer_norm", "aten::native_layer_norm")
+def _layer_norm(g: Graph, node: fx.Node) -> Results:
+    bound, x = g.bound(node), node.args[0]
+    need(node.target.name() == "aten::layer_norm", "its mean and deviation are results too")  # type: ignore[union-attr]
+    shape = list(bound["normalized_shape"])
+    weight = g.value(bound["weight"]) if bound["weight"] is not None else g.constant(np.ones(shape, np.float32), "ones")
+    bias = [] if bound["bias"] is None else [g.value(bound["bias"])]
+    return g.emit("LayerNormalization", g.value(x), weight, *bias, axis=len(shape_of(x)) - len(shape),
+                  epsilon=float(bound["eps"]))  # fmt: skip
+
+
+@rule("aten::group_norm")
+def _group_norm(g: Graph, node: fx.Node) -> Results:
+    bound, channels = g.bound(node), shape_of(node)[1]
+    weight = (
+        g.value(bound["weight"]) if bound["weight"] is not None else g.constant(np.ones(channels, np.float32), "ones")
+    )
+    bias = g.value(bound["bias"]) if bound["bias"] is not None else g.constant(np.zeros(channels, np.float32), "zeros")
+    return g.emit("GroupNormalization", g.value(node.args[0]), weight, bias, num_groups=bound["num_groups"],
+                  epsilon=float(bound["eps"]))  # fmt: skip
+
+
+@rule("aten::batch_norm")
+def _batch_norm(g: Graph, node: fx.Node) -> Results:
+    """Running statistics only: a multiplication and an addition."""
+    bound = g.bound(node)
+    need(not bound["training"] and bound["running_mean"] is not None, "a batch norm in training")
+    mean, var = (
+        g.known(bound["running_mean"], "the mean").double(),
+        g.known(bound["running_var"], "the variance").double(),
+    )
+    weight = 1.0 if bound["weight"] is None else g.known(bound["weight"], "the weight").double()
+    bias = 0.0 if bound["bias"] is None else g.known(bound["bias"], "the bias").double()
+    scale = weight / torch.sqrt(var + bound["eps"])
+    shape = [1, -1] + [1] * (len(shape_of(node)) - 2)
+    scaled = g.emit("Mul", g.value(node.args[0]), g.constant(scale.float().view(shape).numpy(), "scale"))
+    return g.emit("Add", scaled, g.constant((bias - mean * scale).float().view(shape).numpy(), "shift"))
+
+
+def same_zoom(size: int, out: int, zoom: float | None) -> float:
+    """The zoom factor of an axis that ONNX is to be told: the user's own where there is one."""
+    if zoom is not None and size != out and math.floor(size * zoom) == out:
+        return float(zoom)
+    return out / size
