@@ -87,6 +87,9 @@ def signature_of(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[A
         if value is None:
             constants[path] = None
             return "constexpr"
+        if isinstance(value, int) and value == 1:  # as Triton's own launcher does: strides of 1 vanish
+            constants[path] = 1
+            return "constexpr"
         params.append(label)
         if isinstance(value, torch.Tensor):
             aligned[path] = [["tt.divisibility", ALIGN]]

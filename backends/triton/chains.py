@@ -17,7 +17,8 @@ ALONE = {
     "vqc.tanh": "tanh", "vqc.silu": "silu",
 }  # fmt: skip
 SYMMETRIC = {"aten.add.Tensor": "add", "aten.mul.Tensor": "mul"}
-ORDERED = {"aten.sub.Tensor": "sub", "aten.rsub.Scalar": "rsub", "aten.rsub.Tensor": "rsub"}
+ORDERED = {"aten.sub.Tensor": "sub", "aten.rsub.Scalar": "rsub", "aten.rsub.Tensor": "rsub",
+           "aten.div.Tensor": "div"}  # fmt: skip
 TURNED = {"sub": "rsub", "rsub": "sub"}
 CLAMPS = ("aten.clamp", "aten.clamp_min", "aten.clamp_max", "aten.hardtanh", "aten.relu6")
 QUANTIZERS = ("quantized_decomposed.quantize_per_tensor", "quantized_decomposed.quantize_per_tensor.tensor",
@@ -88,7 +89,8 @@ def steps_of(program: Program, node: fx.Node, value: fx.Node) -> list[Operand] |
         kind = SYMMETRIC.get(name) or ORDERED[name]
         if first is value:
             return _with(program, node, kind, second)
-        return _with(program, node, TURNED.get(kind, kind), first) if second is value else None
+        turned = None if kind == "div" else TURNED.get(kind, kind)
+        return _with(program, node, turned, first) if second is value and turned else None
     if node.args[0] is not value:
         return None
     if name == "aten.prelu":
@@ -160,7 +162,8 @@ def grow(program: Program, head: fx.Node, first: list[Operand], packs: set[fx.No
 
 def epilogue(program: Program, chain: Chain) -> tuple[Epilogue, list[fx.Node]]:
     """A chain as the kernels' epilogue, and the nodes of its run-time operands in order."""
-    steps, given = [], []
+    steps: list[Step] = []
+    given: list[fx.Node] = []
     for o in chain.steps:
         held: torch.Tensor | int | None = None
         if isinstance(o.value, float):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from vqc.backends.triton import masks
+from vqc.backends.triton import floats, masks
 from vqc.backends.triton.binary import BinaryConvolution
 from vqc.backends.triton.chains import Chain, Operand, epilogue, grow, is_picture, place_of, quantizer, steps_of
 from vqc.backends.triton.convolution import Convolution, Geometry, why_not_integers
@@ -24,7 +24,10 @@ CONVOLUTIONS = ("vqc.qconv2d", "vqc.qconv2d_requantize", "vqc.masked_qconv2d", "
 TRANSPOSED = ("vqc.qconv_transpose2d", "vqc.qconv_transpose2d_requantize")
 LINEAR = ("vqc.qlinear", "vqc.qlinear_requantize")
 BINARY = ("vqc.bconv2d", "vqc.masked_bconv2d")
+FLOATS = ("vqc.resize_bilinear", "vqc.grid_sample", "vqc.avg_pool2d", "vqc.conv2d")
+MOVES = ("aten.cat", "aten.split.Tensor", "aten.split_with_sizes", "aten.chunk", "aten.slice.Tensor")
 LARGEST = 2**31
+_MOVED = (torch.float32, torch.uint8, torch.int8)
 _VIEWS = ("aten.view", "aten._unsafe_view", "aten.as_strided")  # what needs the order of memory it was captured with
 
 Values = dict[Any, Any]
@@ -69,9 +72,55 @@ def _constants(program: Program, node: fx.Node) -> str | None:
     return None
 
 
-def why_not(program: Program, node: fx.Node, packs: set[fx.Node] | None = None) -> str | None:
-    """None when a kernel takes this call (alone or in a chain), else the reason."""
+def _why_not_float(program: Program, node: fx.Node, name: str) -> str | None:
+    """The same for float layers and moves."""
+    if name == "vqc.mean_hw" or name in FLOATS[:3]:
+        return None
+    if name in ("vqc.conv2d", "aten.conv2d"):
+        values = [argument(node, "weight"), argument(node, "bias")]
+        held = all(v is None or program.constant(v) is not None for v in values)
+        return None if held and is_picture(node) else "its weights are computed at run time"
+    return None if channel_parts(node) is not None else "it does not only move channels of 8-bit or float pictures"
+
+
+def channel_parts(node: fx.Node) -> tuple[list[fx.Node], list[tuple[int, int, int, int, int]], list[int]] | None:
+    """A move of channels: its inputs, the parts and the outputs' channels as `floats.Channels` takes them; or None."""
     name = op_text(node.target)
+    inputs = list(node.args[0]) if name == "aten.cat" else [node.args[0]]
+    vals = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in inputs]
+    if any(not isinstance(v, Tensor) or v.ndim != 4 or v.dtype not in _MOVED or not v.numel() for v in vals):
+        return None
+    if len({v.dtype for v in vals}) != 1 or int(argument(node, "dim", 0)) not in (1, -3):
+        return None
+    counts = [v.shape[1] for v in vals]
+    if name == "aten.cat":
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        return inputs, [(i, 0, c, 0, s) for i, (c, s) in enumerate(zip(counts, starts, strict=True))], [sum(counts)]
+    outputs = [v.shape[1] for v in tensors_of(node)]
+    at = 0
+    if name == "aten.slice.Tensor":
+        if int(argument(node, "step", 1)) != 1:
+            return None
+        at = int(argument(node, "start") or 0)
+        at = min(at + counts[0] if at < 0 else at, counts[0])
+    parts = [(0, at + sum(outputs[:i]), c, i, 0) for i, c in enumerate(outputs)]
+    return inputs, parts, outputs
+
+
+def tensors_of(node: fx.Node) -> list[Tensor]:
+    """What a call gives, as a list."""
+    val = node.meta["val"]
+    return list(val) if isinstance(val, (tuple, list)) else [val]
+
+
+def why_not(program: Program, node: fx.Node, packs: set[fx.Node] | None = None, whole: bool = False) -> str | None:
+    """None when a kernel takes this call (alone or in a chain), else the reason.
+
+    packs: `binary_packs(program)`, if it is known already. whole: take what PyTorch does faster, too (`vqc.export`).
+    """
+    name = op_text(node.target)
+    if node.target is operator.getitem:
+        return None
     for n in (node, *node.all_input_nodes):
         val = n.meta.get("val")
         if isinstance(val, Tensor) and val.numel() >= LARGEST:
@@ -94,8 +143,12 @@ def why_not(program: Program, node: fx.Node, packs: set[fx.Node] | None = None) 
         return (
             None if quantizer(program, node) is not None else "no quantizer of a float picture to 8 bits with constants"
         )
+    if name in (*FLOATS, *MOVES, "vqc.mean_hw") or (whole and name == "aten.conv2d"):
+        return _why_not_float(program, node, name)
     if any(steps_of(program, node, a) is not None for a in node.all_input_nodes):
         return None
+    if name == "aten.conv2d":
+        return "a float convolution whose sums have no order: PyTorch's own is faster"
     return f"there is no Triton kernel for {name}"
 
 
@@ -118,10 +171,13 @@ def requantizer(node: fx.Node) -> tuple[list[Operand], Levels]:
 
 
 class Lowerer:
-    """Turns a Program into actions on a device. `binary`: the way of binary convolutions, None for the cheaper one."""
+    """Turns a Program into actions on a device.
 
-    def __init__(self, program: Program, device: torch.device, binary: str | None = None):
-        self.program, self.device, self.binary = program, device, binary
+    binary: the way of binary convolutions, None for the cheaper one. whole: as `why_not`.
+    """
+
+    def __init__(self, program: Program, device: torch.device, binary: str | None = None, whole: bool = False):
+        self.program, self.device, self.binary, self.whole = program, device, binary, whole
         self.packs = binary_packs(program)
         self.taken: set[fx.Node] = set()
         self.masks: dict[fx.Node, Any] = {}
@@ -133,7 +189,7 @@ class Lowerer:
         for n in self.program.calls:
             if n in self.taken:
                 continue
-            reason = why_not(self.program, n, self.packs)
+            reason = why_not(self.program, n, self.packs, self.whole)
             if reason is None:
                 self._kernel(n)
             else:
@@ -149,8 +205,7 @@ class Lowerer:
         self.taken.add(n)
         self._place(n, Action(partial(_run_eagerly, n), tuple(a for a in n.all_input_nodes), (n,)))
         self.out.kernels[n.name] = f"eager {op_text(n.target)}"
-        if n.target is not operator.getitem:
-            self.out.fallbacks.append(Declined(n.name, reason))
+        self.out.fallbacks.append(Declined(n.name, reason))
 
     def _kernel(self, n: fx.Node) -> None:
         name = op_text(n.target)
@@ -165,6 +220,17 @@ class Lowerer:
             self._call(n, layer, chain, given, argument(n, "mask") if masked else None)
         elif name in LINEAR:
             self._linear(n)
+        elif n.target is operator.getitem:
+            self.taken.add(n)
+            self._place(n, Action(partial(_run_eagerly, n), (n.args[0],), (n,)))
+            self.out.kernels[n.name] = self.out.kernels[n.args[0].name]
+        elif name == "vqc.mean_hw":
+            self._call(n, floats.Mean(), Chain((), (n,), n, None, None, True), (), None)
+            self.taken.add(n)
+        elif name in FLOATS or name == "aten.conv2d":
+            self._float(n, name)
+        elif name in MOVES:
+            self._moves(n)
         else:
             self._pointwise(n)
 
@@ -200,6 +266,37 @@ class Lowerer:
                                             reads, tuple(gives.values()), layer))  # fmt: skip
         for node in (*chain.nodes, *(x for x in (chain.levels, chain.signs) if x is not None)):
             self.out.kernels[node.name] = layer.kernel
+
+    def _float(self, n: fx.Node, name: str) -> None:
+        """A float layer with its chain. The grid of a warp is read at run time, after the chain's operands."""
+        chain = self._grow(n, [], signs=int(argument(n, "groups", 1)) == 1)
+        e, given = epilogue(self.program, chain)
+        shape, out = shape_of(n.args[0]), (shape_of(n)[2], shape_of(n)[3])
+        get = partial(argument, n)
+        if name == "vqc.resize_bilinear":
+            scales = (get("scale_h"), get("scale_w"))
+            layer = floats.resize(shape, out, bool(get("align_corners")), scales, e, self.device)
+        elif name == "vqc.grid_sample":
+            border, align = get("padding_mode") == "border", bool(get("align_corners"))
+            layer = floats.grid_sample(shape, out, border, align, e, self.device)
+            given = [*given, n.args[1]]
+        elif name == "vqc.avg_pool2d":
+            layer = floats.average(shape, out, get("kernel"), get("stride"), get("padding"), bool(get("ceil_mode")),
+                                   bool(get("count_include_pad")), e, self.device)  # fmt: skip
+        else:
+            weight, bias = self.program.constant(get("weight")), self.program.constant(get("bias"))
+            layer = floats.conv(shape, out, weight, bias, get("stride"), get("padding"), get("dilation"),
+                                int(get("groups")), e, self.device)  # fmt: skip
+        self._call(n, layer, chain, given, None)
+
+    def _moves(self, n: fx.Node) -> None:
+        found = channel_parts(n)
+        assert found is not None
+        inputs, parts, outputs = found
+        layer = floats.Channels(parts, outputs)
+        self.taken.add(n)
+        self._place(n, Action(partial(_run_moves, layer, n, tuple(inputs)), tuple(inputs), (n,), layer))
+        self.out.kernels[n.name] = layer.kernel
 
     def _linear(self, n: fx.Node) -> None:
         weight, scale, bias, zero = (
@@ -265,6 +362,11 @@ def _run_layer(layer: Any, x: fx.Node, given: tuple[fx.Node, ...], mask: fx.Node
             values["tiles", mask] = masks.find(values[mask])
         more = values["tiles", mask]
     _keep(values, gives, layer(values[x], [values[g] for g in given], *more))
+
+
+def _run_moves(layer: floats.Channels, n: fx.Node, inputs: tuple[fx.Node, ...], values: Values) -> None:
+    made = layer([values[i] for i in inputs])
+    values[n] = made if isinstance(n.meta["val"], (tuple, list)) else made[0]
 
 
 def _run_linear(layer: Convolution, x: fx.Node, n: fx.Node, values: Values) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from vqc.backends.triton import masks
+from vqc.backends.triton import floats, masks
 from vqc.backends.triton.binary import BinaryConvolution
 from vqc.backends.triton.convolution import Convolution, Geometry
 from vqc.backends.triton.epilogue import Epilogue, Levels, Step
-from vqc.backends.triton.launch import Launch
+from vqc.backends.triton.launch import Launch, recording
 from vqc.backends.triton.pointwise import Pointwise, gru_blend
 from vqc.ops._common import conv_size, conv_transpose_size
 
@@ -118,4 +120,24 @@ def samples() -> dict[str, Launch]:
     found["tanh, levels"] = _first(Pointwise((1, 64, 72, 128), tanh, CPU).launches(full(64, (72, 128))))
     x = full(64, (72, 128))
     found["blend of a GRU"] = gru_blend(x, x, x)[0]
+    return found | _floats()
+
+
+def _floats() -> dict[str, Launch]:
+    """Float layers and moves, each recorded as it is called."""
+    shape, half, u8 = (1, 24, 36, 64), (18, 32), Epilogue(value=False, levels=levels(24))
+    x, grid, weight = torch.empty(shape), torch.empty(1, 36, 64, 2), torch.zeros(8, 24, 3, 3)
+    calls: dict[str, Callable[[], object]] = {
+        "resize": lambda: floats.resize(shape, (72, 128), False, (2.0, 2.0), u8, CPU)(x),
+        "warp": lambda: floats.grid_sample(shape, (36, 64), True, True, Epilogue(), CPU)(x, [grid]),
+        "average": lambda: floats.average(shape, half, [2, 2], [2, 2], [0, 0], True, False, u8, CPU)(x),
+        "mean": lambda: floats.Mean()(x),
+        "ordered convolution": lambda: floats.conv(
+            shape, (36, 64), weight, torch.zeros(8), [1, 1], [1, 1], [1, 1], 1, Epilogue(), CPU)(x),
+        "channels": lambda: floats.Channels([(0, 0, 24, 0, 24)], [48])([x]),
+    }  # fmt: skip
+    found: dict[str, Launch] = {}
+    for name, call in calls.items():
+        with recording(partial(found.__setitem__, name)):
+            call()
     return found

@@ -75,7 +75,7 @@ def _taps(
     if ZEROS:
         other = tl.load(zeros_ptr + c, mask=c < CT, other=0)[None, :]
     else:
-        other = zero.to(x_ptr.dtype.element_ty)
+        other = tl.full((1, 1), zero, x_ptr.dtype.element_ty)
     return _to_s8(tl.load(x_ptr + at, mask=mask, other=other), U8)
 
 

@@ -4,7 +4,7 @@ Steps are named by two tuples of equal length known when the kernel is compiled:
 the other operand lies. OPS holds the operands' pointers, None for steps that have none.
 
     kind: relu hardsigmoid hardswish sigmoid tanh silu     of the value alone
-          add mul sub rsub                                 of the value and an operand, f32 (rsub: operand - value)
+          add mul sub rsub div                             of the value and an operand, f32 (rsub: operand - value)
           prelu least most                                 the operand is the slope, the lower bound, the upper one
     place: "full" [N,Ho,Wo,O]; "plane" [N,Ho,Wo]; "image" [N,O]; "channel" [O]; "one" [1]; "" no operand
 """
@@ -48,6 +48,9 @@ def _step(y, r, KIND: tl.constexpr):
         y = r - y
     elif KIND == "mul":
         y = y * r
+    elif KIND == "div":
+        y, r = tl.broadcast(y, r)
+        y = tl.math.div_rn(y, r)
     else:
         tl.static_assert(KIND == "prelu")
         y = tl.where(y > 0.0, y, y * r)

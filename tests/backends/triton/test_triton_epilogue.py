@@ -20,7 +20,7 @@ ALONE = {
 }  # fmt: skip
 WITH = {
     "add": lambda y, r: y + r, "sub": lambda y, r: y - r, "rsub": lambda y, r: r - y, "mul": lambda y, r: y * r,
-    "least": torch.maximum, "most": torch.minimum,
+    "div": lambda y, r: y / r, "least": torch.maximum, "most": torch.minimum,
 }  # fmt: skip
 SHAPES = {"full": (2, 37, 3, 5), "plane": (2, 1, 3, 5), "image": (2, 37, 1, 1), "channel": (1, 37, 1, 1),
           "one": (1, 1, 1, 1)}  # fmt: skip

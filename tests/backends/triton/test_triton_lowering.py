@@ -1,5 +1,7 @@
 """Whole programs on Triton kernels in the interpreter: the reference's integers and states, step after step."""
 
+import operator
+
 import pytest
 import torch
 from handmade import Hand
@@ -7,6 +9,7 @@ from handmade import Hand
 import vqc
 import vqc.ops
 from vqc.backends.triton.backend import TritonBackend
+from vqc.backends.triton.lowering import why_not
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import Stream
 
@@ -64,7 +67,7 @@ def network():
     q = b(qd.quantize_per_channel, both, scales, points, 1, 0, 255, torch.uint8)
     d = b(vops.qconv2d_requantize, q, wd, sd, bd, zc, [1, 1], [1, 1], [1, 1], 32, "relu", 11.0, 5)
     e = b(vops.hardswish, b(vops.qconv2d, d, w2, s2, b2, zero(b, "z2", 5), [1, 1], [0, 0], [1, 1], 1))
-    half = b(aten.slice.Tensor, e, 1, 0, 16)
+    half = b(aten.flip, b(aten.slice.Tensor, e, 1, 0, 16), [3])
     up = b(vops.qconv_transpose2d, quantize(b, half), wt, st, bt, zero(b, "zt"), [2, 2], [1, 1], [0, 0], 1, [1, 1])
     out = b(vops.resize_bilinear, b(aten.clamp, up, 0.0, 1.0), 24, 32, False, 2.0, 2.0)
     return b.done(out, d, states=[new])
@@ -79,21 +82,13 @@ def test_a_network_equals_the_reference_with_its_state():
     g = torch.Generator().manual_seed(9)
     exe = same(program, [[torch.randn(1, 3, 12, 16, generator=g)] for _ in range(3)])
     kernels = exe.report.kernels
-    assert set(kernels.values()) >= {
-        "conv_i8",
-        "depthwise_i8",
-        "pointwise",
-        "eager vqc.resize_bilinear",
-        "eager aten.cat",
-    }
+    made = {"conv_i8", "depthwise_i8", "pointwise", "resize_bilinear", "move_channels", "eager aten.flip"}
+    assert set(kernels.values()) == made
     assert kernels["prelu"] == kernels["qconv2d"] == "conv_i8", "residual and PReLU in the convolution's kernel"
-    assert [d.reason for d in exe.report.fallbacks] == [
-        "there is no Triton kernel for aten.cat",
-        "there is no Triton kernel for aten.slice.Tensor",
-        "there is no Triton kernel for vqc.resize_bilinear",
-    ]
+    assert [(d.node, d.reason) for d in exe.report.fallbacks] == [("flip", "there is no Triton kernel for aten.flip")]
     rows = 16 * 32 + 16 * 192 + 32 * 9 + 32 * 32 + 4 * 8 * 64  # filters' taps up to a multiple of a step of the sum
-    assert exe.report.weight_bytes == rows
+    tables = 2 * (24 + 32) * (4 + 4)
+    assert exe.report.weight_bytes == rows + tables
     assert exe.report.state_bytes == 16 * 6 * 8 * 4
     assert any("interpreted" in n for n in exe.report.notes)
 
@@ -115,7 +110,7 @@ def test_a_binary_network_keeps_signs_packed(way):
     names = exe.report.kernels
     assert names["bconv2d"] == names["prelu"] == names["binarize_1"] == names["masked_bconv2d"] == f"bconv_{way}"
     assert names["binarize"] == "pointwise"
-    assert {d.node for d in exe.report.fallbacks} == {n for n in names if n.startswith(("gt", "slice"))}
+    assert {d.reason for d in exe.report.fallbacks} == {"there is no Triton kernel for aten.gt.Scalar"}
 
 
 def test_signs_that_others_read_stay_with_pytorch():
@@ -155,10 +150,10 @@ def test_what_has_no_kernel_is_an_error_if_asked_for():
     program = network()
     with pytest.raises(UnsupportedOp, match="cannot take .* operators of small") as e:
         vqc.compile(program, "triton", fallback="none")
-    assert "resize_bilinear (vqc.resize_bilinear): there is no Triton kernel for vqc.resize_bilinear" in str(e.value)
+    assert "flip (aten.flip): there is no Triton kernel for aten.flip" in str(e.value)
     backend = TritonBackend()
     assert backend.supports(program, program.node("qconv2d"), "cuda") is None
-    assert backend.supports(program, program.node("cat"), "cuda") == "there is no Triton kernel for aten.cat"
+    assert backend.supports(program, program.node("flip"), "cuda") == "there is no Triton kernel for aten.flip"
 
 
 def test_options_are_checked():
@@ -167,3 +162,26 @@ def test_options_are_checked():
         vqc.compile(program, "triton", threads=2)
     with pytest.raises(TargetError, match="option binary cannot be 'bits'"):
         vqc.compile(program, "triton", binary="bits")
+
+
+def test_float_layers_and_moves():
+    """Warp, average, mean, ordered and plain convolutions; a concatenation and its parts."""
+    b = Hand("floats", seed=5)
+    x, grid = b.input("x", 1, 6, 8, 10), b.input("grid", 1, 8, 10, 2)
+    w, c = b.const("w", b.rand(4, 6, 3, 3)), b.const("c", b.rand(4))
+    warped = b(aten.relu, b(vops.grid_sample, x, grid, "border", True))
+    pooled = b(vops.avg_pool2d, warped, [2, 2], [2, 2], [0, 0], False, True)
+    gate = b(vops.sigmoid, b(vops.mean_hw, pooled))
+    y = b(aten.div.Tensor, b(aten.mul.Tensor, b(vops.conv2d, x, w, c, [2, 2], [1, 1], [1, 1], 1), 2.0), 3.0)
+    both = b(aten.cat, [b(aten.mul.Tensor, pooled, gate), y], 1)
+    parts = b(aten.split.Tensor, both, 4, 1)
+    free = b(aten.conv2d, x, w, c, [1, 1], [1, 1], [1, 1], 1)
+    program = b.done(b(operator.getitem, parts, 1), b(operator.getitem, parts, 2), free)
+    exe = same(program, [list(program.example)])
+    kernels = exe.report.kernels
+    assert kernels["grid_sample"] == kernels["relu"] == "grid_sample"
+    assert kernels["conv2d"] == kernels["div"] == "conv_f32"
+    assert kernels["split"] == kernels["getitem"] == kernels["cat"] == "move_channels"
+    wanted = "a float convolution whose sums have no order: PyTorch's own is faster"
+    assert [d.reason for d in exe.report.fallbacks] == [wanted]
+    assert why_not(program, program.node(exe.report.fallbacks[0].node), whole=True) is None

@@ -1,0 +1,274 @@
+"""vqc's Triton kernels on a GPU beside what a user would pick instead. Needs a GPU; nothing here was measured yet.
+
+    python -m benchmarks.gpu [--only ceilings layers networks] [--rounds 50] [-o FOLDER]
+    python -m benchmarks.gpu --paper          what a GPU of known peaks could do: arithmetic on paper, needs no GPU
+
+Layers: integer, 4-bit, binary (both ways) and masked convolutions beside cuDNN's float16, each first compared bit for
+bit with the reference. Networks: vqc's int8 step beside eager PyTorch and Inductor (default and max-autotune) in
+float16. Times are medians of CUDA events; every call reads another copy of its inputs, more than the cache holds
+together. Without a GPU it says "not measured" and why, and ends with status 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import vqc
+from benchmarks.machine import Record, folder, machine, write
+from vqc.backends.triton import masks, packing
+from vqc.backends.triton.environment import place_for
+from vqc.backends.triton.epilogue import Epilogue
+from vqc.backends.triton.samples import Layer, binary, convolution, levels
+from vqc.errors import TargetError
+from vqc.layers import text
+
+NOT_MEASURED = 3
+TOPICS = ("ceilings", "layers", "networks")
+CACHE = 64 * 2**20  # bytes: the L2 of an H200 is 50 MB
+DENSITY = 0.24  # active positions of BiVM's masks
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A GPU on paper: bytes and multiply-adds (s8, float16, on tensor cores) a second, microseconds a launch."""
+
+    name: str
+    bytes: float
+    s8: float
+    f16: float
+    launch_us: float
+
+
+H200 = Peak("H200", 4.8e12, 989e12, 494.5e12, 2.0)
+# 3x3 convolutions of RVM's decoder on its blocks' own scales, and what they are at 288x512, 1080p and 4K.
+SIZES = {"288x512": (288, 512), "1080p": (1080, 1920), "4K": (2160, 3840)}
+CHANNELS = ((171, 80, 8), (107, 40, 4), (59, 32, 2), (35, 16, 1))  # in, out, scale
+
+
+def layers_at(size: str) -> list[Layer]:
+    """The decoder's layers for frames of this size."""
+    h, w = SIZES[size]
+    return [Layer(c, o, (h // s, w // s)) for c, o, s in CHANNELS]
+
+
+def name_of(layer: Layer) -> str:
+    """A layer in a table: 171>80 3x3 @36x64."""
+    return f"{layer.c}>{layer.o} {layer.kernel}x{layer.kernel} @{layer.size[0]}x{layer.size[1]}"
+
+
+def on_paper(layer: Layer, peak: Peak = H200) -> Record:
+    """The least time of a layer in s8 and in float16: the larger of arithmetic and bytes, each tensor moved once."""
+    positions = layer.size[0] * layer.size[1]
+    macs = positions * layer.c * layer.o * layer.kernel**2
+    values = positions * (layer.c + layer.o) + layer.c * layer.o * layer.kernel**2
+    s8 = max(macs / peak.s8, values / peak.bytes) * 1e6
+    f16 = max(macs / peak.f16, 2 * values / peak.bytes) * 1e6
+    bound = "bytes" if values / peak.bytes > macs / peak.s8 else "arithmetic"
+    if s8 < peak.launch_us:
+        bound = "launch"
+    return {"layer": name_of(layer), "GMAC": macs / 1e9, "MB s8": values / 1e6, "s8 us": s8, "f16 us": f16,
+            "bound": bound, "measured us": None}  # fmt: skip
+
+
+def paper() -> list[Record]:
+    """All layers at all sizes."""
+    return [{"frames": size, **on_paper(layer)} for size in SIZES for layer in layers_at(size)]
+
+
+def shown(records: Sequence[Record]) -> str:
+    """Records as a table; what is None was not measured."""
+
+    def cell(v: Any) -> str:
+        return "not measured" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v)
+
+    return text([{k: cell(v) for k, v in r.items()} for r in records])
+
+
+def clock(call: Callable[[int], Any], device: torch.device, rounds: int) -> float:
+    """Median microseconds of `call(i)`; i counts on, so that a call can read another copy each time."""
+    for i in range(3):
+        call(i)
+    times = []
+    for i in range(3, 3 + rounds):
+        if device.type == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call(i)
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) * 1e3)
+        else:
+            began = time.perf_counter()
+            call(i)
+            times.append((time.perf_counter() - began) * 1e6)
+    return statistics.median(times)
+
+
+def copies(make: Callable[[], Tensor], cache: int = CACHE) -> list[Tensor]:
+    """As many tensors as are larger than the cache together, two at least."""
+    first = make()
+    more = max(1, -(-cache // max(1, first.numel() * first.element_size())))
+    return [first, *(make() for _ in range(more))]
+
+
+def layer_records(layer: Layer, device: torch.device, rounds: int, cache: int = CACHE) -> list[Record]:
+    """A layer in every form, each compared with the reference first; `equal` says whether all of it was the same."""
+    g = torch.Generator().manual_seed(1)
+    shape = (1, layer.c, *layer.size)
+    half = torch.float16 if device.type == "cuda" else torch.float32
+    found: list[Record] = []
+
+    def add(form: str, run: Callable[[Tensor], Any], inputs: list[Tensor], equal: bool | None, **more: Any) -> None:
+        us = clock(lambda i: run(inputs[i % len(inputs)]), device, rounds)
+        found.append({"layer": name_of(layer), "form": form, "us": us, "equal": equal, **more})
+
+    pictures = copies(lambda: torch.randint(0, 256, shape, generator=g).to(torch.uint8).to(device)
+                      .contiguous(memory_format=torch.channels_last), cache)  # fmt: skip
+    floats = [p.to(half) for p in pictures]
+    weight = torch.randn(layer.o, layer.c, layer.kernel, layer.kernel, generator=g).to(device, half)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    pad = layer.kernel // 2
+    peer = "PyTorch, float16" if device.type == "cuda" else "PyTorch, float32"
+    add(peer, lambda x: F.conv2d(x, weight, None, 1, pad),
+        floats, None)  # fmt: skip
+    for form, four in (("s8", False), ("w4a8", True)):
+        epilogue = Epilogue(value=False, levels=levels(layer.o))
+        ours = convolution(layer, epilogue, four_bits=four, device=device)
+        judge = convolution(layer, Epilogue(), four_bits=four, device=device)
+        add(form, ours, pictures, same_convolution(layer, four, judge, pictures[0]))
+    mask = (torch.rand(1, 1, *(-(-s // 16) for s in layer.size), generator=g) < DENSITY).float()
+    blobs = F.interpolate(mask, size=layer.size).bool().to(device)
+    masked = convolution(layer, Epilogue(), masked=True, device=device)
+    plain, listed = masks.find(blobs)
+    dense = convolution(layer, Epilogue(), device=device)
+    kept = torch.where(blobs, dense(pictures[0]).value, torch.zeros((), device=device))
+    add("s8, float result", dense, pictures, None)
+    add("s8, float result, masked", lambda x: masked(x, (), *masks.find(blobs)), pictures,
+        torch.equal(masked(pictures[0], (), plain, listed).value, kept),
+        density=float(blobs.float().mean()))  # fmt: skip
+    words = copies(lambda: torch.randint(-(2**31), 2**31, (1, *layer.size, -(-layer.c // 32)), generator=g)
+                   .to(torch.int32).to(device), cache)  # fmt: skip
+    words = [w & _existing(layer.c, device) for w in words]
+    for way in ("dot", "popcount"):
+        bits = binary(layer, Epilogue(value=False, signs=torch.zeros(1)), way, device=device)
+        judge_bits = binary(layer, Epilogue(), way, device=device)
+        add(f"binary, {way}", bits, words, same_binary(layer, judge_bits, words[0]))
+    return found
+
+
+def _existing(channels: int, device: torch.device) -> Tensor:
+    """Words with a bit for every channel that exists."""
+    return packing.words(torch.ones(channels, dtype=torch.bool)).to(device)
+
+
+def same_convolution(layer: Layer, four: bool, ours: Any, x: Tensor) -> bool:
+    """Whether a float result equals the reference operator's."""
+    g = torch.Generator().manual_seed(0)
+    reach = 8 if four else 128
+    weight = torch.randint(-reach, reach, (layer.o, layer.c, layer.kernel, layer.kernel), generator=g).to(torch.int8)
+    pad = layer.kernel // 2
+    zero = torch.tensor([128], dtype=torch.int32)
+    wanted = torch.ops.vqc.qconv2d(x.cpu(), weight, torch.full((layer.o,), 1e-4), torch.zeros(layer.o), zero, [1, 1],
+                                   [pad, pad], [1, 1], 1)  # fmt: skip
+    return torch.equal(ours(x).value.cpu(), wanted)
+
+
+def same_binary(layer: Layer, ours: Any, x: Tensor) -> bool:
+    """The same for a binary convolution."""
+    g = torch.Generator().manual_seed(0)
+    shape = (layer.o, layer.c, layer.kernel, layer.kernel)
+    weight = (2 * torch.randint(0, 2, shape, generator=g) - 1).to(torch.int8)
+    pad = layer.kernel // 2
+    signs, ones = packing.unpacked(x, layer.c).cpu(), torch.ones(layer.o)
+    wanted = torch.ops.vqc.bconv2d(signs, weight, ones, torch.zeros(layer.o), [1, 1], [pad, pad], [1, 1])
+    return torch.equal(ours(x).value.cpu(), wanted)
+
+
+def ceilings(device: torch.device, rounds: int, n: int = 8192) -> list[Record]:
+    """What this GPU reaches: bytes copied a second, multiply-adds a second in s8 and float16."""
+    big = torch.empty(n * n, dtype=torch.float32, device=device)
+    us = clock(lambda i: big.clone(), device, rounds)
+    found = [{"ceiling": "bytes", "per second": 2 * big.numel() * 4 / us * 1e6}]
+    a8 = torch.randint(-128, 128, (n, n), dtype=torch.int8, device=device)
+    us = clock(lambda i: torch._int_mm(a8, a8.t()), device, rounds)
+    found.append({"ceiling": "s8 multiply-adds", "per second": n**3 / us * 1e6})
+    a16 = torch.randn(n, n, device=device).to(torch.float16)
+    us = clock(lambda i: a16 @ a16, device, rounds)
+    return [*found, {"ceiling": "float16 multiply-adds", "per second": n**3 / us * 1e6}]
+
+
+def networks(device: torch.device, rounds: int, sizes: Sequence[str] = ("288x512", "1080p")) -> list[Record]:
+    """RVM, RIFE and SRVGG: vqc's int8 beside PyTorch's engines in float16, ms a step without its inputs' way."""
+    from vqc.report.network import network
+    from vqc.report.session import recipe_program
+
+    found = []
+    clips = {"rvm": "pexels", "rife": "bigbuckbunny", "srvgg": "bigbuckbunny"}
+    for name, clip in clips.items():
+        for size in sizes:
+            net = network(name, SIZES[size])
+            seen = vqc.video.read_clip(vqc.video.clip(clip), frames=8, size=SIZES[size])
+            program = recipe_program(net, "int8", seen)
+            exe = vqc.compile(program, "cuda")
+            inputs = [x.to(device) for x in program.example]
+            stream = vqc.Stream(exe)
+            row: Record = {"network": name, "size": size}
+            row["vqc int8 ms"] = clock(lambda i: stream.step(inputs), device, rounds) / 1e3  # noqa: B023
+            row["left to PyTorch"] = len(exe.report.fallbacks)
+            module = net.module.to(device).half().eval()
+            args = [x.to(device).half() for x in net.example]
+            with torch.no_grad():
+                row["eager ms"] = clock(lambda i: module(*args), device, rounds) / 1e3  # noqa: B023
+                for mode in ("default", "max-autotune"):
+                    fast = torch.compile(module, mode=mode)
+                    row[f"Inductor {mode} ms"] = clock(lambda i: fast(*args), device, rounds) / 1e3  # noqa: B023
+            found.append(row)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=TOPICS, default=list(TOPICS))
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--paper", action="store_true", help="what a GPU of known peaks could do; measures nothing")
+    parser.add_argument("-o", "--output", type=Path, default=None)
+    given = parser.parse_args(arguments)
+    if given.paper:
+        print(shown(paper()))
+        return 0
+    try:
+        place = place_for("cuda")
+    except TargetError as e:
+        print(f"not measured: {e}", file=sys.stderr)
+        return NOT_MEASURED
+    if place.interpreted:
+        print("not measured: TRITON_INTERPRET is set, and kernels would run in the interpreter", file=sys.stderr)
+        return NOT_MEASURED
+    jobs: dict[str, Callable[[], list[Record]]] = {
+        "ceilings": lambda: ceilings(place.device, given.rounds),
+        "layers": lambda: [
+            r for s in SIZES for x in layers_at(s) for r in layer_records(x, place.device, given.rounds)],
+        "networks": lambda: networks(place.device, given.rounds),
+    }  # fmt: skip
+    for topic in given.only:
+        began = machine() | {"gpu": torch.cuda.get_device_name(place.device)}
+        records = jobs[topic]()
+        print(shown(records))
+        print(f"wrote {write('gpu-' + topic, records, began, given.output or folder())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
