@@ -1,4 +1,4 @@
-"""Chains of pointwise steps, and the blend of a GRU, as calls."""
+"""Chains of pointwise steps as calls."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import Tensor
 from vqc.backends.triton import tiles
 from vqc.backends.triton.epilogue import Epilogue, Results, allocate, nhwc
 from vqc.backends.triton.launch import Launch, run
-
-BLEND_BLOCK = 1024
 
 
 class Pointwise:
@@ -39,12 +37,3 @@ class Pointwise:
         made, results = self.launches(x, operands)
         run(made[0])
         return results
-
-
-def gru_blend(z: Tensor, h: Tensor, c: Tensor) -> tuple[Launch, Tensor]:
-    """The launch of (1 - z) * h + z * c, f32 [N,C,H,W] each, and its result in the channels_last format."""
-    n, channels, height, width = z.shape
-    y = torch.empty((n, height, width, channels), dtype=torch.float32, device=z.device)
-    args = {"z_ptr": nhwc(z), "h_ptr": nhwc(h), "c_ptr": nhwc(c), "y_ptr": y, "count": y.numel()}
-    grid = (-(-y.numel() // BLEND_BLOCK),)
-    return Launch("pointwise.gru_blend", grid, args, {"BM": BLEND_BLOCK}), y.permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ from vqc.backends.triton.binary import BinaryConvolution
 from vqc.backends.triton.convolution import Convolution, Geometry
 from vqc.backends.triton.epilogue import Epilogue, Levels, Step
 from vqc.backends.triton.launch import Launch, recording
-from vqc.backends.triton.pointwise import Pointwise, gru_blend
+from vqc.backends.triton.pointwise import Pointwise
 from vqc.ops._common import conv_size, conv_transpose_size
 
 CPU = torch.device("cpu")
@@ -118,8 +118,6 @@ def samples() -> dict[str, Launch]:
     found["gate"] = _first(Pointwise((1, 64, 72, 128), gates, CPU).launches(full(64, (72, 128)), [full(64, (72, 128))]))
     tanh = Epilogue((Step("tanh"),), True, levels(64))
     found["tanh, levels"] = _first(Pointwise((1, 64, 72, 128), tanh, CPU).launches(full(64, (72, 128))))
-    x = full(64, (72, 128))
-    found["blend of a GRU"] = gru_blend(x, x, x)[0]
     return found | _floats()
 
 

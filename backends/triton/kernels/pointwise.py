@@ -65,14 +65,3 @@ def pointwise(
         BM,
         BN,
     )
-
-
-@triton.jit
-def gru_blend(z_ptr, h_ptr, c_ptr, y_ptr, count, BM: tl.constexpr):
-    """The last gate of a GRU: y = (1 - z) * h + z * c, each operation rounded once; f32 of `count` values."""
-    at = tl.program_id(0) * BM + tl.arange(0, BM)
-    live = at < count
-    z = tl.load(z_ptr + at, mask=live, other=0.0)
-    h = tl.load(h_ptr + at, mask=live, other=0.0)
-    c = tl.load(c_ptr + at, mask=live, other=0.0)
-    tl.store(y_ptr + at, (1.0 - z) * h + z * c, mask=live)

@@ -9,8 +9,7 @@ import vqc.ops  # noqa: F401  registers vqc::
 from vqc.backends.triton import packing
 from vqc.backends.triton.convolution import Convolution, Geometry
 from vqc.backends.triton.epilogue import Epilogue, Levels, Step
-from vqc.backends.triton.launch import run
-from vqc.backends.triton.pointwise import Pointwise, gru_blend
+from vqc.backends.triton.pointwise import Pointwise
 
 CPU = torch.device("cpu")
 aten, vops, qd = torch.ops.aten, torch.ops.vqc, torch.ops.quantized_decomposed
@@ -103,11 +102,3 @@ def test_a_chain_with_all_three_results():
     inv4 = inv.view(1, -1, 1, 1)
     assert torch.equal(made.levels, (torch.round(y * inv4) + 7).clamp(0, 255).to(torch.uint8))
     assert torch.equal(packing.unpacked(made.signs, 40), vops.binarize(y, tau))
-
-
-def test_the_blend_of_a_gru():
-    g = torch.Generator().manual_seed(12)
-    z, h, c = (torch.randn(2, 5, 13, 11, generator=g) for _ in range(3))
-    launch, y = gru_blend(z, h, c)
-    run(launch)
-    assert torch.equal(y, (1.0 - z) * h + z * c)
