@@ -135,6 +135,23 @@ def test_what_does_not_learn_stays_as_it_is() -> None:
     assert changed == {"refiner"}
 
 
+def test_statistics_are_taken_once_and_stay() -> None:
+    """They are the mean over the batches they were taken from, and no step changes them."""
+    taught, other = net(), net()
+    stage = replace(STAGE, steps=4, statistics=3)
+    seen: list[dict[str, Tensor]] = []
+    Trainer(taught, sampler, log=lambda step, steps, terms: seen.append(weights(taught))).run([stage])
+    trainer = Trainer(other, sampler)
+    trainer._take_statistics(0, stage)
+    norms = [k for k in seen[0] if k.endswith(("running_mean", "running_var"))]
+    assert any(not torch.equal(seen[0][k], net().state_dict()[k]) for k in norms)
+    for k in norms:
+        assert torch.equal(seen[0][k], seen[-1][k]) and torch.equal(seen[0][k], other.state_dict()[k]), k
+    assert all(m.momentum == 0.1 for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    first = next(m for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert int(first.num_batches_tracked) == 2 * stage.statistics  # two frames of each batch
+
+
 def test_a_loss_that_is_not_finite_is_told() -> None:
     broken = net()
     with torch.no_grad():

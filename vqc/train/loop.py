@@ -39,7 +39,8 @@ class Schedule:
     `warm_up` (a share of the steps).
     `refine`: the scale the network works at, with the refiner bringing its result to `size` (None: no refiner).
     `mimic`: weight mu of the mimicking loss, where a float twin is given. `shortcuts`: weight lambda of eq. 13.
-    `guess`: weight of the auxiliary matte. `amp`: convolutions in bfloat16.
+    `guess`: weight of the auxiliary matte. `amp`: convolutions in bfloat16. `statistics`: those of norms are first
+    taken anew from so many batches, then stay: with few clips a step a batch's own say little (0: they are learned).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Schedule:
     guess: float = 0.25
     clip_norm: float = 5.0
     amp: bool = False
+    statistics: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not 1 <= self.window <= self.frames or self.frames % self.window:
@@ -105,6 +107,8 @@ class Trainer:
         if begun is not None:
             first = begun[0]
             self._restore(begun[1], optimizer, named)
+        elif stage.statistics:
+            self._take_statistics(number, stage)
         last_saved = time.monotonic()
         state: tuple[Tensor | None, ...] = (None,) * 4
         per_clip = stage.frames // stage.window
@@ -148,11 +152,41 @@ class Trainer:
                 for rate, modules in self._parts(stage)]  # fmt: skip
 
     def _train(self, stage: Schedule) -> None:
-        """Train mode, but for parts that do not learn: the statistics of their norms stay as well."""
+        """Train mode, but for parts that do not learn and norms whose statistics stay."""
         self.net.train()
         for rate, modules in self._parts(stage):
             for m in modules:
                 m.train(rate > 0)
+        if stage.statistics:
+            for norm in self._norms():
+                norm.eval()
+
+    def _norms(self) -> list[nn.BatchNorm2d]:
+        return [m for m in self.net.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    @torch.no_grad()
+    def _take_statistics(self, number: int, stage: Schedule) -> None:
+        """Norms' statistics from the first and the last frame of every clip of `statistics` batches, weighted alike."""
+        device = next(self.net.parameters()).device
+        sampler = self.sampler_of(stage.burn_in + stage.frames, stage.size)
+        seed = (self.seed * 64 + number) * 64 + 1  # clips of their own
+        norms = [m for m in self._norms() if m.track_running_stats]
+        momenta = [m.momentum for m in norms]
+        self.net.train()
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None
+        for index in range(stage.statistics):
+            first = (index * self.shard.world + self.shard.rank) * stage.batch
+            frames = sampler.batch(seed, first, stage.batch).frames.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=stage.amp):
+                state = self.net.details(frames[:, :1], (None,) * 4, stage.refine or 1.0).states
+                self.net.details(frames[:, -1:], tuple(s.float() for s in state), stage.refine or 1.0)
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+        if self.shard.world > 1:
+            self._agree()
+        self._train(stage)
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, stage: Schedule, step: int) -> None:
         warm = max(1, round(stage.steps * stage.warm_up))

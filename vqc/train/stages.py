@@ -49,7 +49,7 @@ def _small() -> tuple[Schedule, ...]:
         stage("1", 1500, 2e-3, batch=8, size=(128, 208), last_rate=0.2, **one),
         stage("2", 700, 1e-3, batch=6, burn_in=6, size=(160, 256), last_rate=0.3, **one),
         stage("3", 420, 6e-4, batch=3, burn_in=3, size=(288, 512), last_rate=0.1, **one),
-        stage("4", 120, 8e-5, batch=1, frames=3, window=3, burn_in=6, size=(288, 512), last_rate=0.05),
+        stage("4", 300, 3e-4, batch=2, frames=2, window=2, burn_in=3, size=(288, 512), last_rate=0.05, statistics=48),
         stage("5", 80, 0.0, batch=2, size=(288, 512), refine=0.5, refiner_rate=2e-3, **one),
     )
 
