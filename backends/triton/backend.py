@@ -23,7 +23,7 @@ from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import CompileReport, Executable
 from vqc.program import Program, op_text
 
-OPTIONS = {"fallback": ("eager", "none"), "binary": (None, "dot", "popcount")}
+OPTIONS = {"fallback": ("eager", "none"), "binary": (None, "dot", "popcount"), "graph": (False, True)}
 
 
 class TritonExecutable(Executable):
@@ -74,7 +74,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if value not in OPTIONS[key]:
             raise TargetError(f"option {key} cannot be {value!r}",
                               way_out="use " + " or ".join(str(v) for v in OPTIONS[key]))  # fmt: skip
-    return {"fallback": "eager", "binary": None} | dict(options)
+    return {"fallback": "eager", "binary": None, "graph": False} | dict(options)
 
 
 def _bytes(program: Program) -> int:
@@ -89,7 +89,8 @@ def _bytes(program: Program) -> int:
 
 class TritonBackend(Backend):
     """Options: `fallback` ("eager": PyTorch for operators without a kernel; "none": an error instead), `binary`
-    ("dot" or "popcount" for binary convolutions; None: the cheaper one by prediction)."""
+    ("dot" or "popcount" for binary convolutions; None: the cheaper one by prediction), `graph` (True: a step is one
+    CUDA graph)."""
 
     name: ClassVar[str] = "triton"
 
@@ -105,6 +106,9 @@ class TritonBackend(Backend):
         opts = read_options(options)
         need_triton()
         place = place_for(target)
+        if opts["graph"] and place.interpreted:
+            raise TargetError("option graph needs a GPU", why="kernels are interpreted on the CPU",
+                              way_out="leave it out")  # fmt: skip
         if place.device.type == "cuda":
             check_memory(_bytes(program), torch.cuda.mem_get_info(place.device)[0], program.name)
         lowered = Lowerer(program, place.device, opts["binary"]).lower()
@@ -117,7 +121,12 @@ class TritonBackend(Backend):
         report.notes.append(f"{made} calls of Triton kernels, {len(lowered.actions) - made} of PyTorch's operators")
         if place.interpreted:
             report.notes.append("kernels are interpreted on the CPU: right, and slow")
-        return TritonExecutable(program, report, lowered, place)
+        made_ready = TritonExecutable(program, report, lowered, place)
+        if not opts["graph"]:
+            return made_ready
+        from vqc.backends.triton.graph import GraphedExecutable
+
+        return GraphedExecutable(made_ready)
 
     def export(self, program: Program, target: str, folder: Path, options: Mapping[str, Any]) -> Path:
         """Compiled kernels, weights, a manifest and a launcher (docs/triton.md); the target names an architecture."""
