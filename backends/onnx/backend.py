@@ -14,13 +14,14 @@ from torch import Tensor, fx
 from vqc.backends import Backend
 from vqc.backends.folder import MARKER, write_folder
 from vqc.backends.onnx.graph import OPSET
-from vqc.backends.onnx.model import interface, model_of, why_not
+from vqc.backends.onnx.model import interface, model_of, output_names, why_not
+from vqc.backends.onnx.sequence import sequence_of
 from vqc.errors import TargetError
 from vqc.executable import CompileReport, Executable
 from vqc.program import Program, op_text
 
 OPTIMIZE = ("none", "basic", "all")
-OPTIONS = {"threads": (int,), "optimize": (str,), "licence": (str,)}
+OPTIONS = {"threads": (int,), "optimize": (str,), "licence": (str,), "sequence": (bool,)}
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise TargetError(
                 f"the ONNX backend cannot take option {key}={value!r}", way_out="use " + ", ".join(OPTIONS)
             )
-    found = {"threads": 1, "optimize": "none", "licence": ""} | dict(options)
+    found = {"threads": 1, "optimize": "none", "licence": "", "sequence": False} | dict(options)
     if found["optimize"] not in OPTIMIZE:
         raise TargetError(f"option optimize cannot be {found['optimize']!r}", way_out="use " + ", ".join(OPTIMIZE))
     return found
@@ -63,7 +64,8 @@ def readme_text(program: Program, name: str, said: Mapping[str, Any], licence: s
     carried = "".join(f"\n    feeds['{s['input']}'] = found['{s['output']}']" for s in said["states"])
     fixed = "".join(f"\n  {a['output']} must be {a['expected']}: {a['text']}" for a in said["assumptions"])
     return (
-        f"{name}.onnx: one step of a video network, opset {OPSET}.\n\n"
+        f"{name}.onnx: {'a clip in one call, [frames, ...]' if said['sequence'] else 'one step'} of a video network, "
+        f"opset {OPSET}.\n\n"
         f"Licence of the weights: {licence or 'unknown: ask who gave you the weights'}\n\n"
         "Inputs, results and states are in interface.json. Before the first frame a state is zeros, or what\n"
         "resets.safetensors holds for it; each step's state outputs are the next step's state inputs:\n\n"
@@ -78,7 +80,8 @@ class OnnxBackend(Backend):
     """Standard ONNX with QuantizeLinear and DequantizeLinear.
 
     Targets: `onnx`, in the form that runtimes look for; `onnx:exact`, with the reference's own order of operations.
-    Options: licence; of `compile` alone: threads, optimize (none, basic, all).
+    Options of `export`: licence, sequence (a Scan over the frames of a clip). Of `compile`: threads, optimize (none,
+    basic, all).
     """
 
     name: ClassVar[str] = "onnx"
@@ -93,6 +96,8 @@ class OnnxBackend(Backend):
         Raises TargetError without onnxruntime or for a wrong option, UnsupportedOp for what has no form in ONNX.
         """
         opts = read_options(options)
+        if opts["sequence"]:
+            raise TargetError("a model of a whole clip is not run here", way_out="export it, or compile the step")
         try:
             import onnxruntime
         except ImportError as e:
@@ -123,8 +128,10 @@ class OnnxBackend(Backend):
         """
         opts = read_options(options)
         model = model_of(program, opts["licence"], is_exact(target))
+        if opts["sequence"]:
+            model = sequence_of(model, program)
         name = program.name.lower() if program.name.isidentifier() else "model"
-        said = interface(program, [o.name for o in model.graph.output])
+        said = interface(program, output_names(program)) | {"sequence": opts["sequence"]}
         files = {f"{name}.onnx": model.SerializeToString(deterministic=True),
                  "interface.json": (json.dumps(said, indent=2) + "\n").encode(),
                  MARKER: f"exported by vqc: {name} for {target}\n".encode()}  # fmt: skip

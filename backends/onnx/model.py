@@ -49,7 +49,9 @@ def output_names(program: Program) -> list[str]:
     named = {s.output: s.input + NEXT for s in program.states} | {
         a.output: f"assumption_{i}" for i, a in enumerate(program.assumptions)
     }
-    return [*names, *(named.get(i, f"extra_{i}") for i in range(len(names), len(program.result_nodes)))]
+    names += [named.get(i, f"extra_{i}") for i in range(len(names), len(program.result_nodes))]
+    taken = {s.input for s in program.states} | {i.name for i in program.inputs}
+    return [f"{n}_out" if n in taken else n for n in names]
 
 
 def model_of(program: Program, licence: str = "", exact: bool = False) -> onnx.ModelProto:
@@ -74,8 +76,6 @@ def model_of(program: Program, licence: str = "", exact: bool = False) -> onnx.M
         elif n.op == "call_function":
             g.call(n)
     names = output_names(program)
-    taken = {s.input for s in program.states} | {i.name for i in program.inputs}
-    names = [n if n not in taken else f"{n}_out" for n in names]
     outputs = []
     for name, node in zip(names, program.result_nodes, strict=True):
         source = g.value(node)

@@ -1,29 +1,32 @@
 """Rules with the reference's own operations, each rounded where it rounds: the model then has its integers.
 
 A picture is dequantized by 1, so a convolution adds whole numbers, which float32 does without rounding below 2^24 in
-any order; the scale and the bias come after it. Functions are spelled out as `ai.vqc` functions. What has no fixed
-order of summing in standard operators stays as it is: `mean_hw`, `conv2d`, `conv_transpose2d` and `grid_sample` of vqc,
-and the float layers.
+any order; the scale and the bias come after it. Functions are spelled out as `ai.vqc` functions, ordered sums as the
+additions they are. What would take too many stays as it is: `conv2d` of many taps, `conv_transpose2d` and `grid_sample`
+of vqc; and the float layers, which have no order.
 A runtime must not contract, nor move a Mul into the convolution before it: run these models without optimization.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto, helper
 from torch import fx
 
 from vqc.backends.onnx.graph import DOMAIN, RULES, Graph, Results, array_of, need, rule
 from vqc.backends.onnx.layers import conv_attributes
 from vqc.backends.onnx.quantized import centred, clipped, quantized
 from vqc.ops._common import FLOAT_EXACT
-from vqc.ops.pool import pool_windows
+from vqc.ops.pool import LANES, pool_windows
 from vqc.ops.resample import bilinear_table
 from vqc.program import dtype_of, shape_of
 
 LARGEST_WINDOW = 16  # of an average that is spelled out
+MOST_TAPS = 64  # of a float convolution that is
 
 
 def _column(values: np.ndarray, rank: int = 4, axis: int = 1) -> np.ndarray:
@@ -142,6 +145,56 @@ def _avg_pool(g: Graph, node: fx.Node) -> Results:
     counts = [pool_windows(n, kernel[i], stride[i], padding[i], b["ceil_mode"], b["count_include_pad"])[2]
               for i, n in enumerate((h, w))]  # fmt: skip
     return g.emit("Mul", acc, g.constant((1.0 / np.outer(*counts)).astype(np.float32), "factors"))
+
+
+@rule("vqc::conv2d", exact=True)
+def _ordered_conv(g: Graph, node: fx.Node) -> Results:
+    """A product and a sum for each tap in the reference's order, for a few taps of all channels or of one's own."""
+    b = g.bound(node)
+    shape, (ho, wo), channels = shape_of(b["weight"]), shape_of(node)[2:], shape_of(b["x"])[1]
+    alone = b["groups"] == channels == shape[0]
+    if shape[1] * shape[2] * shape[3] > MOST_TAPS or not (b["groups"] == 1 or alone):
+        return RULES["vqc::conv2d"](g, node)
+    weight, (up, left), stride = g.known(b["weight"], "the weight"), b["padding"], list(b["stride"])
+    x = g.value(b["x"])
+    if up or left:
+        pads = [0, 0, up, left, 0, 0, up, left]
+        x = g.emit("Pad", x, g.constant(pads, "pads"), g.number(0.0, torch.float32))
+    acc = g.number(0.0, torch.float32)
+    for c, i, j in itertools.product(*(range(n) for n in shape[1:])):
+        first = [i * b["dilation"][0], j * b["dilation"][1]]
+        ends = [first[0] + (ho - 1) * stride[0] + 1, first[1] + (wo - 1) * stride[1] + 1]
+        starts, stops, axes, steps = first, ends, [2, 3], stride
+        if not alone:
+            starts, stops, axes, steps = [c, *first], [c + 1, *ends], [1, 2, 3], [1, *stride]
+        tap = g.emit("Slice", x, *(g.constant(v, "place") for v in (starts, stops, axes, steps)))
+        product = g.emit("Mul", tap, g.constant(_column(array_of(weight[:, c, i, j])), "tap"))
+        acc = g.emit("Add", acc, product)
+    if b["bias"] is None:
+        return acc
+    return g.emit("Add", acc, g.constant(_column(array_of(g.known(b["bias"], "the bias"))), "bias"))
+
+
+@rule("vqc::mean_hw", exact=True)
+def _mean(g: Graph, node: fx.Node) -> Results:
+    """Rows of 16 added one after another by a Scan, then the 16 sums as 8+8, 4+4, 2+2, 1+1."""
+    n, c, h, w = shape_of(node.args[0])
+    x = g.emit("Reshape", g.value(node.args[0]), g.constant([n * c, h * w], "shape"))
+    if h * w % LANES:
+        pads = [0, 0, 0, -(h * w) % LANES]
+        x = g.emit("Pad", x, g.constant(pads, "pads"), g.number(0.0, torch.float32))
+    x = g.emit("Reshape", x, g.constant([n * c, -1, LANES], "shape"))
+    kinds = [helper.make_tensor_value_info(k, TensorProto.FLOAT, [n * c, LANES]) for k in ("before", "row", "after")]
+    body = helper.make_graph([helper.make_node("Add", ["before", "row"], ["after"])], "add_rows", kinds[:2], kinds[2:])
+    zeros = g.constant(np.zeros((n * c, LANES), np.float32), "zeros")
+    acc = g.emit("Scan", zeros, x, body=body, num_scan_inputs=1, scan_input_axes=[1])
+    width = LANES
+    while width > 1:
+        width //= 2
+        halves = g.emit_many("Split", [acc, g.constant([width, width], "sizes")], [None, None], axis=1)
+        acc = g.emit("Add", *halves)
+    mean = g.emit("Mul", acc, g.number(1.0 / (h * w), torch.float32))
+    return g.emit("Reshape", mean, g.constant([n, c, 1, 1], "shape"))
 
 
 _FUNCTIONS = {"exp": "Exp", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardsigmoid": "HardSigmoid",

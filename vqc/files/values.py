@@ -184,9 +184,9 @@ def decode(value: Any, nodes: Mapping[str, fx.Node], tensor: Callable[[str], Ten
     if word == "device":
         need(_DEVICE.fullmatch(content) is not None, f"{content!r:.60} is no device")
         return torch.device(content)
-    table: Mapping[str, Any] = {"float": _FLOATS, "dtype": DTYPES, "layout": LAYOUTS, "memory_format": FORMATS}.get(
-        word, {}
-    )
+    tables: dict[str, Mapping[str, Any]] = {"float": _FLOATS, "dtype": DTYPES, "layout": LAYOUTS,
+                                            "memory_format": FORMATS}  # fmt: skip
+    table = tables.get(word, {})
     need(content in table, f"{value!r:.60} is no value")
     return table[content]
 

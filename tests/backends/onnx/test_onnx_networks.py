@@ -130,6 +130,24 @@ def test_float_networks(name: str) -> None:
     assert max(float((a - b).abs().max()) for a, b in zip(want, got, strict=True)) < 1e-3
 
 
+def test_a_clip_in_one_call(gated: Program, tmp_path: Path) -> None:
+    folder = vqc.export(gated, tmp_path / "clip", "onnx:exact", sequence=True)
+    assert json.loads((folder / "interface.json").read_text())["sequence"] is True
+    model = onnx.load(folder / "gated.onnx")
+    assert [n.op_type for n in model.graph.node] == ["Scan"] and len(model.graph.initializer) > 5
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(folder / "gated.onnx", options, providers=["CPUExecutionProvider"])
+    reset = load_file(folder / "resets.safetensors")["memory"].numpy()
+    for count in (1, 5):
+        frames = pictures(count, 8, 12)
+        found = session.run(["memory_next", "out", "assumption_0"], {"memory": reset, "x": frames[:, None].numpy()})
+        steps = played(gated, "reference", frames, [])
+        assert np.array_equal(found[0], steps[-1][1].numpy())
+        assert np.array_equal(found[1], torch.stack([s[0] for s in steps]).numpy())
+        assert found[2].tolist() == [False] * count
+
+
 def test_an_exported_folder_is_run_as_its_readme_says(gated: Program, tmp_path: Path) -> None:
     folder = vqc.export(gated, tmp_path / "net", "onnx", licence="mine")
     assert {p.name for p in folder.iterdir()} == {

@@ -148,6 +148,9 @@ EXACT: dict[str, Case] = {
     "resize": lambda h, x: (h(v.resize_bilinear, x, 7, 15, False, None, None),
                             h(v.resize_bilinear, x, 9, 6, True, None, None),
                             h(v.resize_bilinear, x, 9, 13, False, 2.4, 2.2)),
+    "ordered sums": lambda h, x: (
+        h(v.mean_hw, x), h(v.conv2d, x, h.const("w", h.rand(6, 4, 3, 2)), h.const("b", h.rand(6)), *PAIR, 1),
+        h(v.conv2d, x, h.const("d", h.rand(4, 1, 3, 3)), None, [1, 2], [0, 1], [1, 2], 4)),
     "average": lambda h, x: (h(v.avg_pool2d, x, [2, 3], [2, 2], [1, 1], True, False),
                              h(v.avg_pool2d, x, [2, 2], [2, 2], [0, 0], False, True)),
     "masked": lambda h, x: h(v.masked_qconv2d_requantize, u8(h, x), integers(h, "w", 90, 6, 4, 3, 3), *scaled(h, 6),
@@ -156,7 +159,7 @@ EXACT: dict[str, Case] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*QUANTIZED, "functions", "resize", "average", "masked"])
+@pytest.mark.parametrize("name", [*QUANTIZED, "functions", "resize", "ordered sums", "average", "masked"])
 def test_standard_form(name: str) -> None:
     """Values are near enough that no integer falls on the other side."""
     h = Hand(name, seed=1)
