@@ -86,7 +86,7 @@ def _why_not_float(program: Program, node: fx.Node, name: str) -> str | None:
 def channel_parts(node: fx.Node) -> tuple[list[fx.Node], list[tuple[int, int, int, int, int]], list[int]] | None:
     """A move of channels: its inputs, the parts and the outputs' channels as `floats.Channels` takes them; or None."""
     name = op_text(node.target)
-    inputs = list(node.args[0]) if name == "aten.cat" else [node.args[0]]
+    inputs: list[Any] = list(node.args[0]) if name == "aten.cat" else [node.args[0]]
     vals = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in inputs]
     if any(not isinstance(v, Tensor) or v.ndim != 4 or v.dtype not in _MOVED or not v.numel() for v in vals):
         return None
@@ -279,7 +279,8 @@ class Lowerer:
         elif name == "vqc.grid_sample":
             border, align = get("padding_mode") == "border", bool(get("align_corners"))
             layer = floats.grid_sample(shape, out, border, align, e, self.device)
-            given = [*given, n.args[1]]
+            grid: Any = n.args[1]
+            given = [*given, grid]
         elif name == "vqc.avg_pool2d":
             layer = floats.average(shape, out, get("kernel"), get("stride"), get("padding"), bool(get("ceil_mode")),
                                    bool(get("count_include_pad")), e, self.device)  # fmt: skip
