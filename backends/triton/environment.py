@@ -74,6 +74,9 @@ def place_for(target: str) -> Place:
     arch = architecture(target)
     if interpreting():
         return Place(torch.device("cpu"), True)
+    if target.partition(":")[0] == "hip":
+        raise TargetError(f"target {target} is not run here", why="AMD's code is compiled, and never was run",
+                          way_out="use vqc.export")  # fmt: skip
     if not torch.cuda.is_available():
         raise TargetError(f"target {target} needs a GPU and PyTorch sees none",
                           why="this build of PyTorch has no CUDA" if torch.version.cuda is None
