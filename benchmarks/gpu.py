@@ -220,10 +220,13 @@ def networks(device: torch.device, rounds: int, sizes: Sequence[str] = ("288x512
             net = network(name, SIZES[size])
             seen = vqc.video.read_clip(vqc.video.clip(clip), frames=8, size=SIZES[size])
             program = recipe_program(net, "int8", seen)
-            exe = vqc.compile(program, "cuda")
+            try:
+                exe, graph = vqc.compile(program, "cuda", graph=True), True
+            except TargetError:
+                exe, graph = vqc.compile(program, "cuda"), False
             inputs = [x.to(device) for x in program.example]
             stream = vqc.Stream(exe)
-            row: Record = {"network": name, "size": size}
+            row: Record = {"network": name, "size": size, "one graph": graph}
             row["vqc int8 ms"] = clock(lambda i: stream.step(inputs), device, rounds) / 1e3  # noqa: B023
             row["left to PyTorch"] = len(exe.report.fallbacks)
             module = net.module.to(device).half().eval()

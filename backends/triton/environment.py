@@ -16,16 +16,12 @@ INSTALL = "pip install 'vqc[triton]' (Linux); on a machine with an NVIDIA GPU, P
 # What compilation ahead of time is tested for. (backend, architecture, threads in a warp).
 ARCHITECTURES: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
-    "sm_86": ("cuda", 86, 32),
-    "sm_89": ("cuda", 89, 32),
     "sm_90": ("cuda", 90, 32),
     "sm_100": ("cuda", 100, 32),
-    "sm_120": ("cuda", 120, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
 # Bytes of shared memory one program may use.
-SHARED_LIMIT = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448,
-                "sm_120": 101376, "gfx942": 65536}  # fmt: skip
+SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 
 
 @dataclass(frozen=True)

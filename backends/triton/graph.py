@@ -15,11 +15,15 @@ from vqc.backends.triton.backend import TritonExecutable
 from vqc.backends.triton.environment import check_device
 from vqc.errors import TargetError
 from vqc.executable import Executable
+from vqc.program import op_text
 
 Body = Callable[[], Sequence[Tensor]]
 Play = Callable[[], None]
 # Records a body on the device: gives what it gave, tensors whose content is new after each call of the second.
 Recorder = Callable[[Body], tuple[Sequence[Tensor], Play]]
+# Operators of PyTorch that are launches and nothing else: of others nothing is known.
+LAUNCHES = ("aten.conv2d", "aten.gt.Scalar", "aten.gt.Tensor", "aten.ge.Scalar", "aten.ge.Tensor", "aten.abs",
+            "aten._to_copy")  # fmt: skip
 WARM_UP = 3  # steps before the recording: kernels are compiled, memory is known
 
 
@@ -40,15 +44,17 @@ def cuda_graph(body: Body) -> tuple[Sequence[Tensor], Play]:
 class GraphedExecutable(Executable):
     """A TritonExecutable whose step is recorded once and played ever after.
 
-    Raises TargetError for a step with operators of PyTorch: these may wait for the host, which no graph can hold.
+    Raises TargetError for a step with operators of PyTorch beyond LAUNCHES: they may wait for the host, which no graph
+    can hold.
     """
 
     def __init__(self, inner: TritonExecutable, record: Recorder = cuda_graph):
-        if inner.report.fallbacks:
-            names = ", ".join(d.node for d in inner.report.fallbacks[:5])
+        left = [inner.program.node(d.node) for d in inner.report.fallbacks]
+        waiting = [n.name for n in left if op_text(n.target) not in LAUNCHES]
+        if waiting:
             raise TargetError(f"the step of {inner.program.name} is no graph",
-                              why=f"PyTorch runs {len(inner.report.fallbacks)} of its operators ({names}), which may "
-                              "wait for the host", way_out="leave out option graph")  # fmt: skip
+                              why=f"PyTorch runs {len(waiting)} of its operators that may wait for the host "
+                              f"({', '.join(waiting[:5])})", way_out="leave out option graph")  # fmt: skip
         super().__init__(inner.program, inner.report)
         self._inner = inner
         device = inner.place.device

@@ -42,8 +42,18 @@ def test_a_step_with_operators_of_pytorch_is_no_graph():
     b = Hand("turned")
     x = b.input("x", 1, 3, 4, 4)
     program = b.done(b(torch.ops.aten.flip, x, [3]))
-    with pytest.raises(TargetError, match=r"PyTorch runs 1 of its operators \(flip\)"):
+    with pytest.raises(TargetError, match=r"1 of its operators that may wait for the host \(flip\)"):
         GraphedExecutable(vqc.compile(program, "triton"), repeating)
+
+
+def test_plain_launches_of_pytorch_may_be_in_a_graph():
+    b = Hand("plain")
+    x = b.input("x", 1, 3, 4, 4)
+    program = b.done(b(torch.ops.aten.relu, b(torch.ops.aten.abs, x)))
+    exe = GraphedExecutable(vqc.compile(program, "triton"), repeating)
+    assert [d.node for d in exe.report.fallbacks] == ["abs_1"]
+    (y,), _ = exe.step([torch.full((1, 3, 4, 4), -2.0)])
+    assert torch.equal(y, torch.full((1, 3, 4, 4), 2.0))
 
 
 def test_graphs_need_a_gpu():
