@@ -14,7 +14,7 @@ from vqc.ops._common import conv_size
 
 CPU = torch.device("cpu")
 vops = torch.ops.vqc
-FEW = settings(max_examples=6, deadline=None, derandomize=True)
+FEW = settings(max_examples=9, deadline=None, derandomize=True)
 
 
 def signs(g, *shape):

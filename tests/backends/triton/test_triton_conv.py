@@ -12,7 +12,7 @@ from vqc.ops._common import conv_size, conv_transpose_size
 
 CPU = torch.device("cpu")
 vops = torch.ops.vqc
-FEW = settings(max_examples=8, deadline=None, derandomize=True)
+FEW = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 def levels(g, *shape, dtype=torch.uint8):

@@ -11,7 +11,7 @@ from vqc.backends.triton.epilogue import Epilogue, Step
 
 CPU = torch.device("cpu")
 vops = torch.ops.vqc
-FEW = settings(max_examples=6, deadline=None, derandomize=True)
+FEW = settings(max_examples=9, deadline=None, derandomize=True)
 SIZE, CHANNELS = st.integers(1, 9), st.sampled_from((1, 3, 33))
 
 
