@@ -185,3 +185,15 @@ def test_float_layers_and_moves():
     wanted = "a float convolution whose sums have no order: PyTorch's own is faster"
     assert [d.reason for d in exe.report.fallbacks] == [wanted]
     assert why_not(program, program.node(exe.report.fallbacks[0].node), whole=True) is None
+
+
+def test_the_second_operand_as_the_chain():
+    """x - f(x) is one kernel that takes its value off x; x / f(x) is two."""
+    b = Hand("second", seed=8)
+    x = b.input("x", 1, 5, 4, 6)
+    less = b(aten.sub.Tensor, x, b(aten.relu, x))
+    part = b(aten.div.Tensor, x, b(vops.sigmoid, x))
+    program = b.done(less, part)
+    exe = same(program, [list(program.example)])
+    assert exe.report.fallbacks == [] and set(exe.report.kernels.values()) == {"pointwise"}
+    assert exe.report.notes[0].startswith("3 calls of Triton kernels, 0 of")
