@@ -11,8 +11,11 @@ import re
 import time
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_bytes
 
 from benchmarks.corrupt_files import DAMAGE, FORGERY, HOSTILE, original, outcome
 from vqc.errors import ArtifactError
@@ -112,6 +115,12 @@ def test_a_list_too_long_to_be_made_is_not_made():
     began = time.monotonic()
     assert "are the most" in why(forged(edit))
     assert time.monotonic() - began < 5
+
+
+def test_a_tensor_nobody_reads_is_refused():
+    header, payload = unpack(DATA, "original")
+    tensors = safetensors_load(bytes(payload)) | {"stowaway": torch.zeros(3)}
+    assert "nothing reads the tensor ['stowaway']" in why(pack(header, safetensors_bytes(tensors)))
 
 
 def test_exact_sums_cannot_stand_for_endless_digits():

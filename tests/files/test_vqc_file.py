@@ -118,7 +118,7 @@ def test_a_half_finished_pipeline_goes_on_where_it_was(recurrent: Program, tmp_p
     """Observations, allocated bits and module names are notes on nodes; `quantize` gives the same with and without a
     file in between, and every single pass leaves what a file can hold."""
     program = recurrent
-    for step in ("canonicalize,fold-constants", "observe{policy=frame}", "quantize{keep=[mix],tail=quantized}",
+    for step in ("canonicalize,fold-constants", "observe{policy=frame}", "quantize{tail=quantized}",
                  "lower-integer", "exact-float,canonicalize"):  # fmt: skip
         clip = pictures(3, 8, 8)
         straight = vqc.apply(program, step, calibration=clip)
