@@ -228,7 +228,9 @@ class _Emitter:
             return f"A({self.plan.offsets[ref.buffer] + ref.offset})"
         if root.kind in ("weight", "state"):
             assert root.place is not None
-            return f"{'W' if root.kind == 'weight' else 'S'}({root.place + offset})"
+            # A state itself is read for its old value; what lives in one is its next value (plan.remove_copies).
+            ours = "W" if root.kind == "weight" else "N" if ref.writes or ref.buffer is not root else "S"
+            return f"{ours}({root.place + offset})"
         text = f"{'I' if root.kind == 'input' else 'O'}({root.place})"
         if offset:
             const = "const " if root.kind == "input" else ""
@@ -258,12 +260,13 @@ def _step(name: str, lowered: Lowered, emitter: _Emitter, calls: list[str]) -> s
     macros = {
         "A": "#define A(offset) ((void *)(m->arena + (offset)))",
         "W": "#define W(offset) ((const void *)(m->weights + (offset)))",
-        "S": "#define S(offset) ((void *)(state + (offset)))",
+        "S": "#define S(offset) ((const void *)(state + (offset)))",
+        "N": "#define N(offset) ((void *)(next + (offset)))",
         "I": "#define I(index) (inputs[index])",
         "O": "#define O(index) (outputs[index])",
         "MARK": "#define MARK(call) do { if (m->mark != NULL) m->mark(m->mark_arg, call); } while (0)",
     }
-    needs = {"m": "A|W|MARK", "state": "S", "inputs": "I", "outputs": "O"}
+    needs = {"m": "A|W|MARK", "state": "S", "next": "N", "inputs": "I", "outputs": "O"}
     unused = [f"    (void){v};" for v, k in needs.items() if not re.search(rf"\b({k})\(", used)]
     return "\n".join([
         f"/* {name}: generated; the calls of one step and their parameters. */",

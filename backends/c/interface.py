@@ -52,7 +52,8 @@ def _tensor_lines(kind: str, values: Sequence[Value], names: Sequence[str]) -> l
     ]
 
 
-STEP = "(const vqc_model *m, unsigned char *state, const void *const *inputs, void *const *outputs)"
+STEP = ("(const vqc_model *m, const unsigned char *state, unsigned char *next,\n"
+        "    const void *const *inputs, void *const *outputs)")  # fmt: skip
 
 
 def step_arguments(name: str) -> str:
@@ -101,6 +102,9 @@ def header_text(o: Outside) -> str:
         f"int {name}_reset(const {name}_model *m, void *state);", "",
         "/* Run one step: reads and replaces the state, reads the inputs, writes the outputs. */",
         f"int {name}_run(const {name}_model *m, void *state, const void *const *inputs, void *const *outputs);", "",
+        "/* The same, but the state stays as it is and the next one is written to a block of its own, which needs no",
+        " * reset; both may be one block. */",
+        _run_to_head(name) + ";", "",
         "/* Use another of this program's variants, 0 (the best) to variants() - 1; integers do not depend on it. */",
         f"int {name}_select({name}_model *m, int variant);",
         f"int {name}_variants(void);",
@@ -112,6 +116,11 @@ def header_text(o: Outside) -> str:
 
 def _init_head(name: str) -> str:
     return f"int {name}_init({name}_model *m, const void *weights, size_t weights_size, void *arena, size_t arena_size)"
+
+
+def _run_to_head(name: str) -> str:
+    return (f"int {name}_run_to(const {name}_model *m, const void *state, void *next,\n"
+            f"    const void *const *inputs, void *const *outputs)")  # fmt: skip
 
 
 def _checks(kind: str, values: Iterable[Value]) -> list[str]:
@@ -152,6 +161,13 @@ def _variant_table(o: Outside) -> list[str]:
         f"const char *{o.name}_variant_name(int variant) {{",
         '    return variant < 0 || variant >= VARIANTS ? "unknown" : vqc_cpu_name(variants[variant].cpu);', "}",
     ]  # fmt: skip
+
+
+def _blocks(lowered: Lowered) -> str:
+    """The states that a step reads and those it writes."""
+    if not lowered.states:
+        return "NULL, NULL"
+    return f"(const unsigned char *)state + {STATE_HEAD}, (unsigned char *)next + {STATE_HEAD}"
 
 
 def model_text(o: Outside) -> str:
@@ -198,14 +214,17 @@ def model_text(o: Outside) -> str:
         f"int {name}_reset(const {name}_model *m, void *state) {{",
         "    const int error = check(m, state);",
         "    if (error != VQC_OK) return error;", *_resets(o), "    return VQC_OK;", "}", "",
-        f"int {name}_run(const {name}_model *m, void *state, const void *const *inputs, void *const *outputs) {{",
-        "    const int error = check(m, state);",
+        _run_to_head(name) + " {",
+        "    int error = check(m, state);",
+        "    if (error == VQC_OK) error = check(m, next);",
         "    if (error != VQC_OK) return error;",
         *(["    if (memcmp(state, &m->program, sizeof m->program) != 0) return VQC_E_STATE;"] * bool(lowered.states)),
         *(["    if (inputs == NULL) return VQC_E_NULL;"] if lowered.inputs else []),
         *(["    if (outputs == NULL) return VQC_E_NULL;"] if lowered.outputs else []),
         *_checks("inputs", lowered.inputs), *_checks("outputs", lowered.outputs),
-        f"    variants[m->variant].run(m, {f'(unsigned char *)state + {STATE_HEAD}' if lowered.states else 'NULL'},"
-        " inputs, outputs);",
+        *([f"    if (next != state) memcpy(next, state, {STATE_HEAD}u);"] if lowered.states else []),
+        f"    variants[m->variant].run(m, {_blocks(lowered)}, inputs, outputs);",
         "    return VQC_OK;", "}", "",
+        f"int {name}_run(const {name}_model *m, void *state, const void *const *inputs, void *const *outputs) {{",
+        f"    return {name}_run_to(m, state, state, inputs, outputs);", "}", "",
     ])  # fmt: skip

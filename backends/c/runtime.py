@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +48,44 @@ def aligned(size: int) -> torch.Tensor:
     return raw[shift : shift + max(size, 1)]
 
 
+class Rooms:
+    """Memory for tensors of `size` bytes, given out again once no tensor is left in it.
+
+    A room of fresh memory costs a page fault for every 4 KB written. The memory belongs to a Python object, which
+    every storage over it holds; its count of references says whether one is left, in whatever views or arrays.
+    """
+
+    KEPT = 2  # rooms that are remembered: a caller has the last result while the next one is made
+
+    def __init__(self, size: int):
+        self.size, self._rooms = size, [self._new(0)]
+        self._alone = self._holders(0)  # of a room without tensors
+        self._rooms.clear()
+
+    @staticmethod
+    def _new(size: int) -> ctypes.Array[ctypes.c_uint8]:
+        return (ctypes.c_uint8 * (max(size, 1) + ALIGN))()
+
+    def _holders(self, index: int) -> int:
+        return sys.getrefcount(self._rooms[index])
+
+    def take(self) -> torch.Tensor:
+        """A u8 tensor of `size` bytes (at least one) that starts at a multiple of 64; no other tensor shares it."""
+        free = [i for i in range(len(self._rooms)) if self._holders(i) <= self._alone]
+        if free:
+            self._rooms.append(self._rooms.pop(free[0]))
+        else:
+            self._rooms = [*self._rooms[1 - self.KEPT :], self._new(self.size)]
+        room = self._rooms[-1]
+        start = -ctypes.addressof(room) % ALIGN
+        return torch.frombuffer(room, dtype=torch.uint8, count=max(self.size, 1), offset=start)
+
+    def has(self, address: int) -> bool:
+        """Whether a remembered room's tensor starts at this address."""
+        starts = (ctypes.addressof(r) for r in self._rooms)
+        return any(a + -a % ALIGN == address for a in starts)
+
+
 class CModel:
     """One loaded model with its own arena and weights; `run` steps a state held by the caller.
 
@@ -59,10 +99,12 @@ class CModel:
         self._weights = aligned(len(model.weights))
         self._weights.copy_(torch.frombuffer(bytearray(model.weights), dtype=torch.uint8))
         self._arena = aligned(model.arena_size)
-        self._run = self._function("run", [ctypes.c_void_p] * 4)
+        self._run = self._function("run_to", [ctypes.c_void_p] * 5)
         self._reset = self._function("reset", [ctypes.c_void_p] * 2)
         self._pool = self._start(threads)
-        self._state_head: torch.Tensor | None = None
+        self._results = [Rooms(v.count * v.item) for v in model.lowered.outputs]
+        self._states = Rooms(model.state_size)
+        self._head: torch.Tensor | None = None
         self.init(self._weights, len(model.weights), self._arena, model.arena_size)
 
     def _function(self, name: str, arguments: list, result: type = ctypes.c_int):  # type: ignore[type-arg]
@@ -131,22 +173,43 @@ class CModel:
         self._check(self._reset(ctypes.byref(self._struct), state.data_ptr()), "reset")
         return state
 
-    def state_block(self) -> torch.Tensor:
-        """A state block whose states are not set; only its head says whose it is."""
-        block = aligned(self.model.state_size)
-        if self._state_head is None:
-            self._state_head = self.new_state()[:STATE_HEAD].clone()
-        block[:STATE_HEAD] = self._state_head[: block.numel()]
-        return block
+    def block_of(self, states: Sequence[torch.Tensor]) -> tuple[int, torch.Tensor]:
+        """(address of a block with these states, the block for the next ones): one and the same, or the block in which
+        a step of this model made them, which then need no copy."""
+        block = self._states.take()
+        if not states:
+            return block.data_ptr(), block
+        places = [STATE_HEAD + (v.buffer.place or 0) for v in self.model.lowered.states]
+        start = states[0].data_ptr() - places[0]
+        ours = self._states.has(start) and all(
+            x.data_ptr() == start + at and x.dtype == v.dtype and x.is_contiguous()
+            for x, v, at in zip(states, self.model.lowered.states, places, strict=True)
+        )
+        if ours:
+            return start, block
+        if self._head is None:
+            self._head = self.new_state()[:STATE_HEAD].clone()
+        block[:STATE_HEAD] = self._head
+        for mine, given in zip(self.state_tensors(block), states, strict=True):
+            # Not Tensor.copy_: it wakes PyTorch's threads, which then spin on the cores that the model's threads need.
+            dense = given.to(mine.dtype).contiguous()
+            ctypes.memmove(mine.data_ptr(), dense.data_ptr(), mine.numel() * mine.element_size())
+        return block.data_ptr(), block
 
     def step(self, state: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """One step: `state` (from `new_state`) is replaced in place; returns the outputs as fresh tensors."""
+        """One step: `state` (from `new_state`) is replaced in place; returns the outputs, which nothing else shares."""
+        return self.step_to(state.data_ptr(), state, inputs)
+
+    def step_to(self, state: int, following: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """As `step`, from the state block at an address, which stays as it is, to another block or the same."""
         lowered = self.model.lowered
         held = [x.contiguous() for x in inputs]
-        outputs = [torch.empty(v.shape, dtype=v.dtype) for v in lowered.outputs]
+        outputs = [rooms.take()[: math.prod(v.shape) * v.item].view(v.dtype).view(v.shape)
+                   for rooms, v in zip(self._results, lowered.outputs, strict=True)]  # fmt: skip
         given = (ctypes.c_void_p * max(len(held), 1))(*[x.data_ptr() for x in held])
         wanted = (ctypes.c_void_p * max(len(outputs), 1))(*[x.data_ptr() for x in outputs])
-        self._check(self._run(ctypes.byref(self._struct), state.data_ptr(), given, wanted), "a step")
+        code = self._run(ctypes.byref(self._struct), state, following.data_ptr(), given, wanted)
+        self._check(code, "a step")
         return outputs
 
     @contextmanager
@@ -192,14 +255,10 @@ class CExecutable(Executable):
         for x in (*inputs, *state):
             if x.device.type != "cpu":
                 raise InputError(f"a tensor is on {x.device}", why="C code runs on the CPU", way_out="use x.cpu()")
-        block = self.model.state_block()  # fresh: the given state stays as it is
-        held = self.model.state_tensors(block)
-        for mine, given in zip(held, state, strict=True):
-            # Not Tensor.copy_: it wakes PyTorch's threads, which then spin on the cores that the model's threads need.
-            dense = given.to(mine.dtype).contiguous()
-            ctypes.memmove(mine.data_ptr(), dense.data_ptr(), mine.numel() * mine.element_size())
         with self._lock:
-            results = iter(self.model.step(block, inputs))
+            at, block = self.model.block_of(state)
+            results = iter(self.model.step_to(at, block, inputs))
+        held = self.model.state_tensors(block)
         next_state = dict(zip((s.output for s in self.program.states), held, strict=True))
         count = len(self.program.result_nodes)
         return [next_state[i] if i in next_state else next(results) for i in range(count)]

@@ -54,21 +54,23 @@ static const vqc_pw_params p_relu_default = {.dims = 1, .shape = {6}, .operands 
         """\
 #define A(offset) ((void *)(m->arena + (offset)))
 #define W(offset) ((const void *)(m->weights + (offset)))
-#define S(offset) ((void *)(state + (offset)))
+#define S(offset) ((const void *)(state + (offset)))
+#define N(offset) ((void *)(next + (offset)))
 #define I(index) (inputs[index])
 #define O(index) (outputs[index])
 #define MARK(call) do { if (m->mark != NULL) m->mark(m->mark_arg, call); } while (0)
 
-void tiny_step(const vqc_model *m, unsigned char *state, const void *const *inputs, void *const *outputs) {
+void tiny_step(const vqc_model *m, const unsigned char *state, unsigned char *next,
+    const void *const *inputs, void *const *outputs) {
     MARK(-1);
     /* conv2d_default: f32[1,1,2,3]  test.py: aten.conv2d.default */
     vqc_conv_f32(m, &p_conv2d_default, I(0), W(0), NULL, NULL, A(64), A(0));
     MARK(0);
     /* add_tensor: f32[1,1,2,3]  test.py: aten.add.Tensor */
-    vqc_pointwise_f32(m, &p_add_tensor, (const void *const[]){A(64), S(0)}, (void *const[]){S(0)});
+    vqc_pointwise_f32(m, &p_add_tensor, (const void *const[]){A(64), S(0)}, (void *const[]){N(0)});
     MARK(1);
     /* relu_default: f32[1,1,2,3]  test.py: aten.relu.default */
-    vqc_pointwise_f32(m, &p_relu_default, (const void *const[]){S(0)}, (void *const[]){O(0)});
+    vqc_pointwise_f32(m, &p_relu_default, (const void *const[]){N(0)}, (void *const[]){O(0)});
     MARK(2);
 }
 """,
@@ -76,7 +78,8 @@ void tiny_step(const vqc_model *m, unsigned char *state, const void *const *inpu
     assert_expected_inline(
         body[body.index("typedef void step") : body.index("#define PROGRAM_ID")],
         """\
-typedef void step(const vqc_model *m, unsigned char *state, const void *const *inputs, void *const *outputs);
+typedef void step(const vqc_model *m, const unsigned char *state, unsigned char *next,
+    const void *const *inputs, void *const *outputs);
 step tiny_step;
 
 static const struct {
@@ -104,8 +107,10 @@ int tiny_reset(const tiny_model *m, void *state) {
     return VQC_OK;
 }
 
-int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *const *outputs) {
-    const int error = check(m, state);
+int tiny_run_to(const tiny_model *m, const void *state, void *next,
+    const void *const *inputs, void *const *outputs) {
+    int error = check(m, state);
+    if (error == VQC_OK) error = check(m, next);
     if (error != VQC_OK) return error;
     if (memcmp(state, &m->program, sizeof m->program) != 0) return VQC_E_STATE;
     if (inputs == NULL) return VQC_E_NULL;
@@ -114,8 +119,13 @@ int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *
     if ((uintptr_t)inputs[0] % 4 != 0) return VQC_E_ALIGN;
     if (outputs[0] == NULL) return VQC_E_NULL;
     if ((uintptr_t)outputs[0] % 4 != 0) return VQC_E_ALIGN;
-    variants[m->variant].run(m, (unsigned char *)state + 64, inputs, outputs);
+    if (next != state) memcpy(next, state, 64u);
+    variants[m->variant].run(m, (const unsigned char *)state + 64, (unsigned char *)next + 64, inputs, outputs);
     return VQC_OK;
+}
+
+int tiny_run(const tiny_model *m, void *state, const void *const *inputs, void *const *outputs) {
+    return tiny_run_to(m, state, state, inputs, outputs);
 }
 """,
     )
