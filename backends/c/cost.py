@@ -119,10 +119,15 @@ def layers(program: Program, lowered: Lowered, peaks: Peaks = DEFAULT) -> list[L
     for i, c in enumerate(lowered.calls):
         if c.kernel in lowered.kernels.get(c.node, "").split(" + "):
             main[c.node] = i
+    inside: dict[str, list[str]] = {}  # nodes that another one's kernel computes
+    for name, kernel in lowered.kernels.items():
+        if kernel.startswith("in vqc_") and name in nodes:
+            inside.setdefault(kernel, []).append(name)
     found = []
     for i, call in enumerate(lowered.calls):
         node = nodes.get(call.node)
         kind, count = macs(program, node) if node is not None and main.get(call.node) == i else ("", 0)
+        count += sum(macs(program, nodes[n])[1] for n in inside.get(f"in {call.kernel} of {call.node}", ()) if count)
         ops, bytes_ = 0 if count else element_ops(call), moved(call)
         found.append(Layer(
             call.node, op_text(node.target) if node is not None else "result", call.kernel,

@@ -132,7 +132,7 @@ class Lowering:
             if isinstance(a, Value):
                 refs.append(Ref(a.buffer, a.start))
             elif isinstance(a, tuple):
-                refs.append(tuple(Ref(v.buffer, v.start) for v in a))
+                refs.append(tuple(v if isinstance(v, Ref) else Ref(v.buffer, v.start) for v in a))
             else:
                 refs.append(a)
         refs += [Ref(v.buffer, v.start, writes=True) for v in out]

@@ -11,7 +11,7 @@ from torch import fx
 
 from vqc.backends.c import rows as row_programs
 from vqc.backends.c.expr import Expr
-from vqc.backends.c.ir import Buffer, Struct, Value, dense_strides, numel
+from vqc.backends.c.ir import Array, Buffer, Call, Ref, Struct, Value, dense_strides, numel
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.packing import Geometry, pack_conv, pack_transposed
 from vqc.backends.c.registry import FLOATS, all_of, lowering, op_name
@@ -137,17 +137,46 @@ def takes_rows(program: Program, node: fx.Node, e: Expr) -> bool:
     return whole and row_programs.why_not(e, shape_of(node)) is None
 
 
+def _first(ctx: Lowering, shape: Sequence[int], operands: Sequence[row_programs.Operand]) -> tuple[int, Call] | None:
+    """An operand of a row program of [N,C,H,W], which nothing else reads, and the 1x1 convolution that computes it."""
+    for i, v in enumerate(o.value for o in operands):
+        made = [c for c in ctx.calls if v.buffer in c.writes]
+        if [c.kernel for c in made] != ["vqc_conv_f32"] or not v.is_whole or v.shape != tuple(shape):
+            continue
+        held = [n for n, x in ctx.env.items() if isinstance(x, Value) and x.buffer is v.buffer]
+        others = any(v.buffer in c.reads for c in ctx.calls) or any(len(n.users) > 1 for n in held)
+        conv = next(n for n in ctx.program.calls if n.name == made[0].node)
+        geo = geometry(conv, conv.args[1].meta["val"], transposed=False)  # type: ignore[union-attr]
+        small = 4 * ROWS_RUN * (shape[1] + geo.o) <= ROWS_BYTES
+        if geo.direct and geo.groups == 1 and small and not others:
+            return i, made[0]
+    return None
+
+
 def _lower_rows(ctx: Lowering, node: fx.Node, e: Expr, geo: Geometry, fields: dict[str, Any], w: Value,
                 b: Value | None, slopes: Value | None, last: fx.Node) -> None:  # fmt: skip
     """The call for a convolution whose input is still an expression."""
     shape = shape_of(node.args[0])
     made = Value(Buffer("input", 0, "arena"), torch.float32, shape, dense_strides(shape))
     code = row_programs.write([(e, made)], lead=0)
-    params = Struct("vqc_conv_rows_params", {"conv": Struct("vqc_conv_params", fields),
-                                             "rest": row_programs.rows_struct(ctx, code, [made])})  # fmt: skip
-    operands = tuple(o.value for o in code.operands)
-    ctx.call("vqc_conv_rows_f32", "conv_rows", params, operands or None, w, b, slopes, out=[ctx.result(last)],
-             scratch=4 * ROWS_RUN * geo.c)  # fmt: skip
+    more: dict[str, Any] = {"conv": Struct("vqc_conv_params", fields),
+                            "rest": row_programs.rows_struct(ctx, code, [made])}  # fmt: skip
+    operands, channels = [Ref(o.value.buffer, o.value.start) for o in code.operands], geo.c
+    inner: tuple[Any, ...] = (None, None, None)
+    first = _first(ctx, shape, code.operands)
+    if first is not None:
+        at, call = first
+        read = code.operands[at].value
+        ctx.calls.remove(call)
+        x, *rest = call.args[:4]
+        assert isinstance(x, Ref)
+        operands[at], inner = x, tuple(rest)
+        channels += shape[1]
+        more |= {"first": Array("vqc_conv_params", (Struct("vqc_conv_params", call.params.fields),)), "at": at}
+        for name in (call.node, *(n.name for n, v in ctx.env.items() if v is read)):
+            ctx.kernels[name] = f"in vqc_conv_rows_f32 of {node.name}"
+    ctx.call("vqc_conv_rows_f32", "conv_rows", Struct("vqc_conv_rows_params", more), tuple(operands) or None, w, b,
+             slopes, *inner, out=[ctx.result(last)], scratch=4 * ROWS_RUN * channels)  # fmt: skip
     if last is not node:
         ctx.kernels[last.name] = "vqc_conv_rows_f32"
     ctx.kernels[node.args[0].name] = f"in vqc_conv_rows_f32 of {node.name}"  # type: ignore[union-attr]

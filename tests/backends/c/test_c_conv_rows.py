@@ -33,15 +33,45 @@ def test_the_input_is_not_stored(target):
     assert exe.report.kernels["prelu_default_1"] == "vqc_conv_rows_f32"
 
 
+def tail(n=2, c=12, m=16, h=23, w=51, name="tail", shared=False):
+    """A matting network's end: prelu(x) * mask + prelu(conv(y)), and a 1x1 convolution of that."""
+    torch.manual_seed(3)
+
+    def build(b, x, y, u):
+        masked = b.call(aten.mul.Tensor, b.call(aten.prelu.default, x, torch.rand(m)), u)
+        first = b.call(aten.conv2d.default, y, torch.randn(m, c, 1, 1), torch.randn(m))
+        first = b.call(aten.prelu.default, first, torch.rand(m))
+        last = b.call(aten.conv2d.default, b.call(aten.add.Tensor, masked, first), torch.randn(4, m, 1, 1), None)
+        return (last, b.call(aten.neg.default, first)) if shared else last
+
+    return chain(build, torch.randn(n, m, h, w), torch.randn(n, c, h, w), torch.rand(n, 1, h, w), name=name)
+
+
+@pytest.mark.parametrize("target", ["native", "portable"])
+@pytest.mark.parametrize("size", [(23, 51), (1, 1), (1, 5), (16, 64)])
+def test_a_convolution_that_only_it_reads_is_made_as_it_goes(target, size):
+    exe = check(tail(h=size[0], w=size[1]), target=target, atol=1e-5)
+    assert [c.kernel for c in exe.model.model.lowered.calls] == ["vqc_conv_rows_f32"]
+    assert exe.report.kernels["conv2d_default"] == "in vqc_conv_rows_f32 of conv2d_default_1"
+    assert exe.report.kernels["prelu_default_1"] == "in vqc_conv_rows_f32 of conv2d_default_1"
+    assert sum(layer.macs for layer in exe.report.layers) == 2 * size[0] * size[1] * (12 * 16 + 16 * 4)
+
+
+def test_a_convolution_that_others_read_or_too_wide_is_stored():
+    for p in (tail(shared=True), tail(m=20)):
+        calls = [c.kernel for c in check(p, atol=1e-5).model.model.lowered.calls]
+        assert calls[0] == "vqc_conv_f32" and "vqc_conv_rows_f32" in calls
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 256), (19, 27)])
 def test_runs_of_any_length(size):
     check(program(1, 3, 5, *size), atol=1e-5)
 
 
 def test_two_threads_give_the_same_bits():
-    p = program()
-    one, two = (check(p, threads=n, atol=1e-5).trace(p.example, [])[0] for n in (1, 2))
-    assert torch.equal(one, two)
+    for p in (program(), tail()):
+        one, two = (check(p, threads=n, atol=1e-5).trace(p.example, [])[0] for n in (1, 2))
+        assert torch.equal(one, two)
 
 
 def test_what_others_read_or_wide_inputs_are_stored():
@@ -57,9 +87,10 @@ def test_what_others_read_or_wide_inputs_are_stored():
 
 
 def test_on_arm_and_under_sanitizers(tmp_path):
-    folder = CBackend().export(program(1, name="runs"), "aarch64-linux", tmp_path / "arm", {})
-    done = self_test(build_export(folder, "aarch64-linux")["runs_test"], folder, qemu("aarch64"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    out = CBackend().export(program(), "native", tmp_path / "out", {})
     flags = "-O1 -g -march=native -Werror -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
-    assert run_in(out, "make", "test", "CC=gcc", f"CFLAGS={flags}").endswith("small: ok\n")
+    for make, name in ((program, "runs"), (tail, "tail")):
+        folder = CBackend().export(make(1, name=name), "aarch64-linux", tmp_path / f"arm-{name}", {})
+        done = self_test(build_export(folder, "aarch64-linux")[f"{name}_test"], folder, qemu("aarch64"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        out = CBackend().export(make(name=name), "native", tmp_path / f"out-{name}", {})
+        assert run_in(out, "make", "test", "CC=gcc", f"CFLAGS={flags}").endswith(f"{name}: ok\n")
