@@ -23,7 +23,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 .PHONY: help setup demo test lint bench docs clean
 
 help:
-	@echo "make demo   - matting of a real clip, float and 8 bits side by side, into out/demo/"
+	@echo "make demo   - matting of a real clip in one bit, into out/demo/ (DEMO_ARGS=rvm: in float and 8 bits)"
 	@echo "make test   - lint, types and tests"
 	@echo "make lint   - lint and types alone"
 	@echo "make bench  - the figures of the README, measured on this machine"

@@ -25,6 +25,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,10 +107,10 @@ def ablation(rows: tuple[Row, ...], steps: int, seed: int, workdir: Path) -> lis
     learned, test = materials()
     judge = Sampler(test, FRAMES, SIZE, drawn=0.0)
     clips = [judge.sample(4711, i) for i in range(CLIPS)]
-    images = Schedule("images", steps * 3 // 4, batch=8, frames=1, window=1, size=SIZE, backbone_rate=2e-3,
-                      decoder_rate=2e-3, last_rate=0.4, amp=True)  # fmt: skip
-    moving = Schedule("clips", steps - steps * 3 // 4, batch=2, frames=4, window=4, size=SIZE, backbone_rate=8e-4,
-                      decoder_rate=8e-4, amp=True)  # fmt: skip
+    shared: dict[str, Any] = {"batch": 8, "frames": 1, "window": 1, "size": SIZE, "amp": True}
+    images = Schedule("images", steps * 3 // 5, backbone_rate=2e-3, decoder_rate=2e-3, last_rate=0.4, **shared)
+    moving = Schedule("clips", steps - steps * 3 // 5, burn_in=3, backbone_rate=8e-4, decoder_rate=8e-4,
+                      last_rate=0.05, **shared)  # fmt: skip
     records = []
     for row in rows:
         done = workdir / f"row{row.number}-{steps}-{seed}.json"

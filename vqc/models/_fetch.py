@@ -61,6 +61,11 @@ def fetch(name: str) -> Path:
     return path
 
 
+def cached(name: str) -> bool:
+    """Whether a known asset is in the cache already: `fetch` would download nothing."""
+    return name in ASSETS and (cache_dir() / "assets" / name).is_file()
+
+
 def _check(path: Path, asset: Asset) -> None:
     size = path.stat().st_size
     digest = hashlib.sha256()

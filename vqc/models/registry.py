@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ._assets import RIFE_LICENCE, RVM_LICENCE, SRVGG_LICENCE
+from ._bivm_weights import BIVM_LICENCE, load_bivm
 from ._rvm_weights import load_rvm
 from .rife import load_rife
 from .srvgg import load_srvgg
@@ -97,17 +98,32 @@ def _two(height: int = 288, width: int = 512) -> tuple[Tensor, ...]:
     return _noise(height, width, 2)
 
 
+_MATTING = ("fgr", "pha", "r1", "r2", "r3", "r4")
+_STATES = {"r1": 2, "r2": 3, "r3": 4, "r4": 5}
+
 _ALL = (
+    ModelEntry(
+        name="bivm",
+        kind="matting",
+        load=load_bivm,
+        licence=BIVM_LICENCE,
+        example=_one,
+        outputs=_MATTING,
+        picture=1,
+        inputs=("src",),
+        states=_STATES,
+        state_range=(-1.0, 1.0),
+    ),
     ModelEntry(
         name="rvm",
         kind="matting",
         load=load_rvm,
         licence=RVM_LICENCE,
         example=_one,
-        outputs=("fgr", "pha", "r1", "r2", "r3", "r4"),
+        outputs=_MATTING,
         picture=1,
         inputs=("src",),
-        states={"r1": 2, "r2": 3, "r3": 4, "r4": 5},
+        states=_STATES,
         state_range=(-1.0, 1.0),
     ),
     ModelEntry(
