@@ -79,7 +79,8 @@ def footage(matte: Matte, frames: Tensor, held_out: Sequence[tuple[int, int]] = 
     states: tuple[Tensor | None, ...] = (None,) * 4
     foreground, alpha = [], []
     for frame in frames:
-        fgr, pha, *states = matte(frame[None], *states)
+        fgr, pha, *new = matte(frame[None], *states)
+        states = tuple(new)
         foreground.append(bytes_of(fgr))
         alpha.append(bytes_of(pha))
     free, begin = [], 0

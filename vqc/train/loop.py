@@ -97,7 +97,8 @@ class Trainer:
         self._train(stage)
         groups = self._groups(stage)
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        named = {f"{i}": p for i, p in enumerate(p for g in groups for p in g["params"])}
+        learned = [p for _, modules in self._parts(stage) for m in modules for p in m.parameters()]
+        named = {str(i): p for i, p in enumerate(learned)}
         # What a checkpoint belongs to; the number of steps is part of it, as the learning rate's way depends on it.
         key = [stage, number, self.seed, net.bits, self.shard.world, {k: tuple(v.shape) for k, v in
                net.state_dict().items()}]  # fmt: skip
