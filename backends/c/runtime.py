@@ -244,7 +244,12 @@ class CModel:
 
 
 class CExecutable(Executable):
-    """A Program compiled to C, run in this process on CPU tensors. `peaks`: measures what the machine can do."""
+    """A Program compiled to C, run in this process on CPU tensors. `peaks`: measures what the machine can do.
+
+    Results and states are the caller's for as long as it has them, or any view or array of their memory; then the
+    memory serves a later step (`Rooms`). The state given to a step is never written, and one that this executable made
+    is read where it lies.
+    """
 
     def __init__(self, program: Program, report: CompileReport, model: CModel, peaks: Callable[[], Peaks]):
         super().__init__(program, report)

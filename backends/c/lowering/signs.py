@@ -1,8 +1,8 @@
 """Signs: float pictures become bits; of a concatenation, or a resize in one, nothing but its signs is stored.
 
 `cat` along channels whose only readers are signs is not made: it becomes a leaf, as one that leads to the layout c4
-does (parts_c4.py), and so does a bilinear resize that only such a `cat` reads. Signs of one picture at two thresholds
-are computed together.
+does (parts_c4.py), and so does a bilinear resize that only such a `cat` reads. Where that resizes a `cat`, each of its
+parts is resized. Signs of one picture at two thresholds are computed together.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vqc.program import dtype_of, shape_of
 
 BAND_BYTES = 16 << 10  # of words a task has in the cache
 APART = 80  # SIGNS_APART
+RESIZES = ("aten::upsample_bilinear2d", "vqc::resize_bilinear")
 
 
 def _is_sign(ctx: Lowering, node: fx.Node) -> bool:
@@ -40,28 +41,57 @@ def only_signs(ctx: Lowering, node: fx.Node) -> bool:
 
 
 def lazy_cat(ctx: Lowering, node: fx.Node) -> bool:
-    """Bind a concatenation as a leaf if only its signs are read; whether it was done."""
-    if not only_signs(ctx, node):
+    """Bind a concatenation as a leaf if only its signs are read, or those of its resize; whether it was done."""
+    if not only_signs(ctx, node) and not _only_resized(ctx, node):
         return False
-    parts = []
+    parts: list[tuple[Expr, int]] = []
     for t in node.args[0]:  # type: ignore[union-attr]
         assert isinstance(t, fx.Node)
         found = ctx.env.get(t)
-        resized = isinstance(found, Expr) and found.op == "resized"
-        parts.append((found if resized else ex.load(ctx.value(t)), shape_of(t)[1]))
+        if isinstance(found, Expr) and found.op == "cat" and found.source.node is t and only_signs(ctx, node):
+            parts += found.source.parts
+            continue
+        resized = isinstance(found, Expr) and found.op == "resized" and only_signs(ctx, node)
+        parts.append((found if resized else ex.load(ctx.value(t)), shape_of(t)[1]))  # type: ignore[arg-type]
     ctx.bind(node, Expr("cat", source=parts_c4.Cat(node, tuple(parts))))
     ctx.kernels[node.name] = "in its signs"
     return True
 
 
+def _in_signs(ctx: Lowering, node: fx.Node) -> bool:
+    """Whether a resize's only reader is such a concatenation, in one place."""
+    user = next(iter(node.users), None)
+    if user is None or len(node.users) > 1 or not only_signs(ctx, user):
+        return False
+    tensors: Any = user.args[0]
+    return bool(tensors.count(node) == 1)
+
+
+def _only_resized(ctx: Lowering, node: fx.Node) -> bool:
+    """Whether a concatenation of float pictures is read by such a resize alone."""
+    user = next(iter(node.users), None)
+    if user is None or len(node.users) > 1 or not parts_c4.is_cat(node) or dtype_of(node) != torch.float32:
+        return False
+    resize = user.op == "call_function" and op_name(user.target) in RESIZES and user.args[0] is node
+    return resize and _in_signs(ctx, user)
+
+
 def lazy_resize(ctx: Lowering, node: fx.Node, align_corners: bool, scales: Sequence[float | None]) -> bool:
     """Bind a bilinear resize as a leaf if only such a concatenation reads it; whether it was done."""
-    user = next(iter(node.users), None)
-    if user is None or len(node.users) > 1 or not only_signs(ctx, user) or user.args[0].count(node) > 1:
+    if not _in_signs(ctx, node):
         return False
-    x = ctx.dense(node.args[0])
-    tables, twice = parts_c4.bilinear_tables(ctx, x.shape, shape_of(node), align_corners, scales)
-    ctx.bind(node, Expr("resized", source=parts_c4.Resized(node, x, tables, twice)))
+    source = ctx.env.get(node.args[0])  # type: ignore[arg-type]
+    joined = isinstance(source, Expr) and source.op == "cat"
+    before = shape_of(node.args[0])
+    tables, twice = parts_c4.bilinear_tables(ctx, before, shape_of(node), align_corners, scales)
+    if joined:
+        made = [
+            (Expr("resized", source=parts_c4.Resized(node, _planes(ctx, e.value), tables, twice)), channels)
+            for e, channels in source.source.parts
+        ]  # type: ignore[union-attr]
+        ctx.bind(node, Expr("cat", source=parts_c4.Cat(node, tuple(made))))
+    else:
+        ctx.bind(node, Expr("resized", source=parts_c4.Resized(node, ctx.dense(node.args[0]), tables, twice)))
     ctx.kernels[node.name] = "in its signs"
     return True
 

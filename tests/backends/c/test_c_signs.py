@@ -54,6 +54,29 @@ def test_bits_are_those_of_separate_operators(n, size, channels, target):
     assert exe.report.kernels["binarize_default_2"] == "in vqc_signs of binarize_default_1"
 
 
+def stairs(n, h, w):
+    """A state's next value beside a part of another picture, doubled together and put before a third one."""
+    torch.manual_seed(n)
+
+    def build(g, x, held, wide):
+        first, second = g.call(aten.slice.Tensor, x, 1, 2, 35), g.call(aten.mul.Tensor, held, 0.5)
+        inner = g.call(aten.cat.default, [first, second], 1)
+        up = g.call(vops.resize_bilinear.default, inner, 2 * h, 2 * w, False, 2.0, 2.0)
+        whole = g.call(aten.cat.default, [up, wide], 1)
+        return (*(g.call(vops.binarize.default, whole, torch.randn(41) * 0.3) for _ in range(2)), second)
+
+    return chain(build, torch.randn(n, 37, h, w), torch.randn(n, 5, h, w), torch.randn(n, 3, 2 * h, 2 * w))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", [(1, 9, 21), (2, 5, 16), (2, 1, 1)])
+def test_a_concatenation_that_is_resized_is_not_made(target, size):
+    exe = check(stairs(*size), exact=True, target=target)
+    kernels = [c.kernel for c in exe.model.model.lowered.calls]
+    assert kernels.count("vqc_signs") == 1 and not {"vqc_copy", "vqc_resize_bilinear_f32"} & {*kernels}
+    assert exe.report.kernels["cat_default"] == exe.report.kernels["resize_bilinear_default"] == "in its signs"
+
+
 def test_two_threads_give_the_same_bits():
     program = joined(2, (9, 20), (33, 3, 2))
     one, two = (check(program, exact=True, threads=n).trace(program.example, []) for n in (1, 2))
