@@ -15,15 +15,18 @@ import skimage.data
 import torch
 from torch import Tensor
 
+import vqc
 from benchmarks.machine import Record
 from vqc import metrics
-from vqc.models import _shb, load_rvm
+from vqc.accounting import account, mask_densities
+from vqc.models import MODELS, _shb, load_rvm
 from vqc.models._bivm_weights import BIVM_FILE, build_packed
 from vqc.train.data import HELD_OUT
 from vqc.train.evaluate import mattes
 from vqc.video import clip, read_clip, strip, write_png
 
 SIZE, FRAMES = (288, 512), 24
+EVERY = 8  # frames whose masks are counted
 
 
 def _cases(teacher: Any) -> list[tuple[str, str, Tensor, Tensor]]:
@@ -44,6 +47,8 @@ def _cases(teacher: Any) -> list[tuple[str, str, Tensor, Tensor]]:
 def measure(weights: Path | None, pictures: Path | None = None) -> list[Record]:
     """A record a case; `pictures`: a folder for strips (frame, teacher, one bit), one a case."""
     net, _ = build_packed(weights or BIVM_FILE)
+    inputs = (torch.zeros(1, 3, *SIZE), None, None, None, None)
+    program = vqc.apply(vqc.capture(net, inputs, states=MODELS["bivm"].states, known_ranges={"src": (0, 1)}), "xnor")
     records = []
     for name, kind, frames, truth in _cases(load_rvm()):
         alpha, density = mattes(net, frames)
@@ -55,6 +60,9 @@ def measure(weights: Path | None, pictures: Path | None = None) -> list[Record]:
             "mad": round(metrics.mad(alpha, truth), 2), "mse": round(metrics.mse(alpha, truth), 2),
             "dtssd": round(metrics.dtssd(alpha, truth), 2), "mad_everywhere": round(metrics.mad(everywhere, truth), 2),
         }  # fmt: skip
+        if frames.shape[-2:] == SIZE:
+            seen = mask_densities(program, [[(f[None],) for f in frames[::EVERY]]])
+            record["giga_operations"] = round(sum(w.operations for w in account(program, seen).layers) / 1e9, 4)
         records.append(record)
         print(", ".join(f"{k} {v}" for k, v in record.items()), flush=True)
         if pictures is not None:

@@ -18,6 +18,7 @@ def network(contents: Sequence[dict[str, Any]]) -> str:
             "clip": f"`{r['case']}`", "what": r["kind"], "frames": str(r["frames"]), "MAD x1e3": f"{r['mad']:.1f}",
             "MSE x1e3": f"{r['mse']:.1f}", "dtSSD": f"{r['dtssd']:.2f}", "mask": f"{r['density']:.2f}",
             "MAD, mask everywhere": f"{r['mad_everywhere']:.1f}", "MAD of an empty matte": f"{r['empty_mad']:.0f}",
+            "G operations": f"{r['giga_operations']:.3f}" if "giga_operations" in r else "–",
         } for r in records])  # fmt: skip
         held = [r["mad"] for r in records if r["kind"] == "held-out stretch"]
         text += f"\nHeld-out stretches, mean: MAD x1e3 {sum(held) / len(held):.1f}.\n\n"

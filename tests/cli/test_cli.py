@@ -146,7 +146,7 @@ def test_recipes_in_brief_and_whole() -> None:
         assert name in said
     brief = said.splitlines()
     at = next(i for i, line in enumerate(brief) if line.startswith("gptq-w4 | gptq-w4-full: "))
-    assert brief[at + 1] == "  observe,quantize{weight_bits=4,weight_method=mse},gptq{alpha=0.25}"
+    assert brief[at + 1] == "  observe,quantize{weight_bits=4,weight_method=mse,edge_bits=8},gptq{alpha=0.25}"
     assert brief[at + 2] == "  full: gptq{alpha=0.25,waves=24}"
     whole = vqc("recipes", "foem-w3", "int8").splitlines()
     assert [line.strip() for line in whole[1::2]] == [RECIPES["foem-w3"].pipeline, RECIPES["int8"].pipeline]

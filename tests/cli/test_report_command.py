@@ -76,7 +76,7 @@ def test_text_page_and_json(place: Path, tmp_path: Path) -> None:
 
 def test_bisect_alone(place: Path, tmp_path: Path) -> None:
     said = vqc(*common(place), "--bisect", "--bound", "90")
-    assert "first under 90 dB: after pass quantize{tail=quantized}, in frame 0" in said
+    assert "first under 90 dB: after pass quantize{tail=quantized,displacements=quantized}, in frame 0" in said
     assert "programs run to find it: " in said and "Which layer" not in said
 
 

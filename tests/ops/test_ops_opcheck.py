@@ -43,6 +43,9 @@ CASES = {
     "masked_qconv2d_requantize": (*masked, "relu", 0.1, 3),
     "masked_bconv2d": (signs, sw, scale, scale, mask, one, pad, one),
     "binarize": (xf, torch.linspace(-1, 1, 4)),
+    "fake_binarize": (xf, torch.linspace(-1, 1, 4), "clip"),
+    "fake_binarize_weight": (w8.float(), "xnor"),
+    "binary_scale": (w8.float(), "xnor"),
     "bconv2d": (signs, sw, scale, scale, one, pad, one),
     "bconv2d_threshold": (signs, sw, torch.arange(3, dtype=torch.int32), scale > 0.15, one, pad, one),
 }  # fmt: skip

@@ -24,8 +24,8 @@ CLIPS: dict[str, ClipEntry] = {
     "pexels": ClipEntry("WolfgangLanger_Pexels.mp4", 472, (360, 640), 23.976, "a woman, long hair, hands, motion"),
     "bikes": ClipEntry("bikes.mp4", 250, (272, 640), 25.0, "a street, a cyclist, fast motion, shot changes"),
     "bigbuckbunny": ClipEntry("bigbuckbunny.mp4", 132, (720, 1280), 25.0, "animation, fine texture"),
-    "carphone": ClipEntry("carphone.mp4", 120, (144, 176), 25.0, "a man in a moving car, small"),
-    "no_face": ClipEntry("no_face.mp4", 95, (540, 960), 25.0, "titles of an animation, nobody"),
+    "carphone": ClipEntry("carphone.mp4", 120, (144, 176), 29.97003, "a man in a moving car, small"),
+    "no_face": ClipEntry("no_face.mp4", 95, (540, 960), 23.671646, "titles of an animation, nobody"),
 }
 
 PORTRAITS: dict[str, str] = {
