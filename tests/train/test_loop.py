@@ -138,6 +138,9 @@ def test_what_does_not_learn_stays_as_it_is() -> None:
 def test_statistics_are_taken_once_and_stay() -> None:
     """They are the mean over the batches they were taken from, and no step changes them."""
     taught, other = net(), net()
+    for m in (taught, other):  # nothing of this stage runs the refiner
+        next(n for n in m.refiner.modules() if isinstance(n, torch.nn.BatchNorm2d)).running_mean.fill_(0.5)
+    refined = {k: v for k, v in weights(taught).items() if k.startswith("refiner.")}
     stage = replace(STAGE, steps=4, statistics=3)
     seen: list[dict[str, Tensor]] = []
     Trainer(taught, sampler, log=lambda step, steps, terms: seen.append(weights(taught))).run([stage])
@@ -147,9 +150,11 @@ def test_statistics_are_taken_once_and_stay() -> None:
     assert any(not torch.equal(seen[0][k], net().state_dict()[k]) for k in norms)
     for k in norms:
         assert torch.equal(seen[0][k], seen[-1][k]) and torch.equal(seen[0][k], other.state_dict()[k]), k
+    assert all(torch.equal(seen[-1][k], v) for k, v in refined.items())
     assert all(m.momentum == 0.1 for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    first = next(m for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    assert int(first.num_batches_tracked) == 2 * stage.statistics  # two frames of each batch
+    counts = {int(m.num_batches_tracked) for part in (other.backbone, other.decoder) for m in part.modules()
+              if isinstance(m, torch.nn.BatchNorm2d)}  # fmt: skip
+    assert counts == {2 * stage.statistics}  # two frames of each batch
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:

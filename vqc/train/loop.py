@@ -159,22 +159,21 @@ class Trainer:
             for m in modules:
                 m.train(rate > 0)
         if stage.statistics:
-            for norm in self._norms():
+            for norm in _norms(self.net):
                 norm.eval()
-
-    def _norms(self) -> list[nn.BatchNorm2d]:
-        return [m for m in self.net.modules() if isinstance(m, nn.BatchNorm2d)]
 
     @torch.no_grad()
     def _take_statistics(self, number: int, stage: Schedule) -> None:
-        """Norms' statistics from the first and the last frame of every clip of `statistics` batches, weighted alike."""
+        """Statistics of the norms that learn, from the first and the last frame of every clip of `statistics` batches,
+        weighted alike. What does not learn is not run by every stage (the refiner) and keeps its own."""
         device = next(self.net.parameters()).device
         sampler = self.sampler_of(stage.burn_in + stage.frames, stage.size)
         seed = (self.seed * 64 + number) * 64 + 1  # clips of their own
-        norms = [m for m in self._norms() if m.track_running_stats]
+        norms = [m for rate, parts in self._parts(stage) if rate > 0 for part in parts for m in _norms(part)]
         momenta = [m.momentum for m in norms]
-        self.net.train()
+        self._train(stage)
         for m in norms:
+            m.train()
             m.reset_running_stats()
             m.momentum = None
         for index in range(stage.statistics):
@@ -293,6 +292,10 @@ class Trainer:
                 holder.grad = buffer.clone()
                 self.shard.average([holder])
                 buffer.copy_(holder.grad)
+
+
+def _norms(of: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in of.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 def _guess_loss(matte: Tensor, alpha: Tensor, refine: float | None) -> Tensor:
