@@ -221,9 +221,9 @@ def networks(device: torch.device, rounds: int, sizes: Sequence[str] = ("288x512
             seen = vqc.video.read_clip(vqc.video.clip(clip), frames=8, size=SIZES[size])
             program = recipe_program(net, "int8", seen)
             try:
-                exe, graph = vqc.compile(program, "cuda", graph=True), True
-            except TargetError:
-                exe, graph = vqc.compile(program, "cuda"), False
+                exe, graph = vqc.compile(program, "cuda", graph=True), "yes"
+            except TargetError as e:
+                exe, graph = vqc.compile(program, "cuda"), f"no: {e}"
             inputs = [x.to(device) for x in program.example]
             stream = vqc.Stream(exe)
             row: Record = {"network": name, "size": size, "one graph": graph}
