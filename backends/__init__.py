@@ -30,6 +30,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "inductor": ("vqc.backends.inductor", "InductorBackend"),
     **dict.fromkeys(("triton", "cuda", "hip"), ("vqc.backends.triton", "TritonBackend")),
     "onnx": ("vqc.backends.onnx", "OnnxBackend"),
+    "pt2": ("vqc.backends.pt2", "Pt2Backend"),
     **dict.fromkeys(C_TARGETS, ("vqc.backends.c", "CBackend")),
 }
 

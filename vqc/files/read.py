@@ -37,6 +37,9 @@ def load(path: str | Path, *, max_bytes: int = SIZE_LIMIT) -> Program:
     Raises ArtifactError, naming the file, the reason and the way out, for a file that is missing, truncated, changed,
     larger than `max_bytes`, of a format this release does not read, or no valid program.
     """
+    if str(path).endswith(".pt2"):
+        raise refuse(path, "it is called .pt2, which torch.export reads, and that may run code of the file",
+                     "vqc.capture(path), if you trust the file")  # fmt: skip
     return program_of(read_bytes(path, max_bytes), path)[1]
 
 

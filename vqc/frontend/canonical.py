@@ -44,6 +44,11 @@ def drop_dead(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def is_dequantize(target: Any) -> bool:
+    """Whether an operator makes floats of integers: of a weight it is left, or its integers would be lost."""
+    return isinstance(target, torch._ops.OpOverload) and target.name().startswith("quantized_decomposed::dequantize")
+
+
 class Constants:
     """The nodes that depend on no input, and their values, computed when asked for."""
 
@@ -58,6 +63,7 @@ class Constants:
                 known = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
                 fixed = node.op == "call_function" and known and node not in random
                 fixed = fixed and all(a in self.nodes for a in node.all_input_nodes)
+                fixed = fixed and not is_dequantize(node.target)
             if fixed:
                 self.nodes.add(node)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from vqc.frontend.explore import settle
 from vqc.frontend.states import declare, discover
 from vqc.frontend.target import Target
 from vqc.frontend.verify import verify
+from vqc.interop.pt2 import load_pt2
 from vqc.program import PassRecord, Program
 
 
-def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None, name: str | None = None,
+def capture(model: Any, example: Any = None, *, states: Mapping[str, Any] | None = None, name: str | None = None,
             kwargs: Mapping[str, Any] | None = None, known_ranges: Mapping[str, tuple[float, float]] | None = None,
             frames: Mapping[str, Any] | None = None, keep_scan: bool = False) -> Program:  # fmt: skip
     """Capture one step of a network as a Program.
@@ -27,9 +29,11 @@ def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None
     The network, its buffers, the random generators and the example are left as they were.
 
     Parameters
-        model: an nn.Module in eval mode, any callable, a torch.export.ExportedProgram, or an fx.GraphModule.
+        model: an nn.Module in eval mode, any callable, a torch.export.ExportedProgram, the path of a .pt2 file
+            (which may run code of the file, docs/interop.md), or an fx.GraphModule.
         example: one step's arguments: a tuple of them (tensors, lists, dictionaries, None, numbers), or one argument.
-            Every tensor in it is an input; every other value is fixed. Shapes are fixed.
+            Every tensor in it is an input; every other value is fixed. Shapes are fixed. An exported program brings
+            its own when none is given; a .pt2 that vqc wrote brings its states and ranges as well.
         states: recurrent arguments: {argument name: number of the output leaf that is its next value}. The name may
             also be that of a leaf ("rec_0"), the value a pair (argument, output) or a StateSpec. The example's tensor
             is the state's reset value, zeros when the first call passes None. Buffers and attributes that the
@@ -39,8 +43,19 @@ def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None
         keep_scan: a scan in the network stays one node with a body graph; by default it is unrolled, so that every
             pass and backend sees its operators.
     Raises CaptureError with the user's line and a way out when the result would not be a function of the inputs, and
-    when the captured graph does not give what the network gives.
+    when the captured graph does not give what the network gives; ArtifactError for a .pt2 file that cannot be read.
     """
+    options = (example, states, name, kwargs, known_ranges, frames)
+    if isinstance(model, (str, Path)):
+        model = load_pt2(model)
+        if isinstance(model, Program):
+            if any(o is not None for o in options):
+                raise CaptureError("a .pt2 file that vqc wrote is no network to capture",
+                                   why="its example, states and ranges are in it",
+                                   way_out="give the path alone")  # fmt: skip
+            return model
+    if isinstance(model, torch.export.ExportedProgram) and example is None:
+        example, kwargs = _own_example(model, kwargs)
     args = example if isinstance(example, tuple) else (example,)
     target = Target(model)
     target.check_mode()
@@ -57,6 +72,14 @@ def capture(model: Any, example: Any, *, states: Mapping[str, Any] | None = None
         notes += verify(session, program, plan)
     program.notes = (program.summary(), *notes)
     return program.recorded(PassRecord("capture", {"operators": len(program.calls)}, notes=program.notes))
+
+
+def _own_example(model: torch.export.ExportedProgram, kwargs: Any) -> tuple[tuple[Any, ...], Any]:
+    """The arguments an exported program was made with. Raises CaptureError when it has none."""
+    if model.example_inputs is None:
+        raise CaptureError("an exported program has no example inputs", way_out="give an example")
+    args, own = model.example_inputs
+    return tuple(args), own if kwargs is None else kwargs
 
 
 def _with_ranges(program: Program, ranges: Mapping[str, tuple[float, float]], frames: Mapping[str, Any]) -> Program:

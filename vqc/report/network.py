@@ -27,7 +27,7 @@ class Network:
     `example`: the tensors of one step without states, [1,3,H,W] for a frame, [1,T,3,H,W] for a window of T frames.
     `states`: argument of forward -> index of the leaf of its result that is the next value. `picture`: index of the
     leaf that is judged and shown; `foreground`: that of a matting network's colours. `entry`: set for a network of
-    the registry, which knows best how a clip becomes its inputs. `program`: set for a network out of a `.vqc` file,
+    the registry, which knows best how a clip becomes its inputs. `program`: set for a network out of a file,
     whose `module` runs it.
     """
 
@@ -98,23 +98,23 @@ class Network:
 def network(name: str, size: tuple[int, int] | None = None) -> Network:
     """The network called `name`, for frames of `size` (H, W).
 
-    `name`: a key of `vqc.models.MODELS`, a `.vqc` file, "package.module:factory" or "file.py:factory". A factory takes
-    no arguments and returns an nn.Module, or a tuple (module, example, states, picture) of which the end may be left
-    out: an example is a tensor or a tuple of tensors as `Network.example` (default: one frame), states and picture
-    are as in `Network`.
+    `name`: a key of `vqc.models.MODELS`, a `.vqc` file, a `.pt2` file (opening it may run its code),
+    "package.module:factory" or "file.py:factory". A factory takes no arguments and returns an nn.Module, or a tuple
+    (module, example, states, picture) of which the end may be left out: an example is a tensor or a tuple of tensors as
+    `Network.example` (default: one frame), states and picture are as in `Network`.
     Raises InputError for a name or an example that is not understood, CaptureError when the factory fails,
     ArtifactError when weights cannot be had.
     """
     if name in MODELS:
         return _of_registry(MODELS[name], size)
-    if name.endswith(".vqc"):
-        from vqc.report.stored import stored_network  # which needs this module's Network
+    if name.endswith((".vqc", ".pt2")):
+        from vqc.report.stored import exported_network, stored_network  # which need this module's Network
 
-        return stored_network(name, size)
+        return (stored_network if name.endswith(".vqc") else exported_network)(name, size)
     source, colon, factory = name.rpartition(":")
     if not colon or not source or not factory:
         raise InputError(f"there is no model called {name!r}", way_out="use " + ", ".join(sorted(MODELS))
-                         + ", FILE.vqc, package.module:factory or file.py:factory")  # fmt: skip
+                         + ", FILE.vqc, FILE.pt2, package.module:factory or file.py:factory")  # fmt: skip
     return _of_factory(name, _find(source, factory), size)
 
 

@@ -1,4 +1,4 @@
-"""A `.vqc` file as a network: its program stands in for the module, and its own notes say how clips become inputs."""
+"""A file as a network: its program stands in for the module; notes in a `.vqc` say how clips become inputs."""
 
 from __future__ import annotations
 
@@ -49,13 +49,28 @@ def stored_network(name: str, size: tuple[int, int] | None) -> Network:
     path = Path(name)
     program, said = vqc.load(path), about(path)
     found = _notes(path, said["network"])
-    shapes = [list(x.shape) for x in program.example]
-    if not shapes or not all(len(s) in (4, 5) and s[0] == 1 for s in shapes):
-        raise InputError(f"{path.name} does not take frames", where=str(path), why=f"its inputs are {shapes}",
-                         way_out="run it by vqc.load and vqc.compile")  # fmt: skip
     entry = MODELS.get(found["entry"] or "")
     net = Network(str(found["name"] or path.stem), Stored(program), program.example, {}, found["picture"],
                   found["foreground"], said["licence"], entry, program)  # fmt: skip
+    return _of_frames(path, net, size)
+
+
+def exported_network(name: str, size: tuple[int, int] | None) -> Network:
+    """The network in a `.pt2` file, its first result the picture; the file may run code (`vqc.interop.pt2`).
+
+    Raises as `stored_network` and `vqc.capture` do.
+    """
+    path = Path(name)
+    program = vqc.capture(path)
+    return _of_frames(path, Network(path.stem, Stored(program), program.example, program=program), size)
+
+
+def _of_frames(path: Path, net: Network, size: tuple[int, int] | None) -> Network:
+    """The network itself. Raises InputError when it does not take frames, or frames of another size."""
+    shapes = [list(x.shape) for x in net.example]
+    if not shapes or not all(len(s) in (4, 5) and s[0] == 1 for s in shapes):
+        raise InputError(f"{path.name} does not take frames", where=str(path), why=f"its inputs are {shapes}",
+                         way_out="run it by vqc.load or vqc.capture, and vqc.compile")  # fmt: skip
     if size is not None and size != net.size:
         raise InputError(f"{path.name} cannot take frames of {size[0]}x{size[1]}",
                          why=f"it was captured at {net.size[0]}x{net.size[1]}",
