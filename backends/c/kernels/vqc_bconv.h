@@ -26,6 +26,8 @@
  *
  * A hook may bring more:
  *   BC_OWN_BITS          bc_limit and bc_bits decide thresholds on the counts themselves, without sums in memory
+ *   BC_OWN_FLOATS        bc_block computes float results of a whole block of channels in registers, where bc_place_block
+ *                        says so; the rest is bc_finish's
  *   BC_OWN_MASK          bc_masked_band puts what a mask keeps side by side (vqc_bconv_masked.h), where bc_packs says so
  *
  * Masked. bc_row computes any segment of a row; under a mask it is called for pieces that have a mark, and leaves zeros

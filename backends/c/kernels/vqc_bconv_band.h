@@ -61,6 +61,7 @@ typedef struct bc_band {
     ptrdiff_t base_step; /* between channels */
     const int32_t *column, *inside; /* class, and channels times taps inside, of every column */
     const struct bc_limits *limits; /* of the block and the row, for hooks with BC_OWN_BITS */
+    struct bc_place *place; /* of the block, for hooks with BC_OWN_FLOATS; NULL: the epilogue is bc_finish */
 } bc_band;
 
 /* Thresholds of a block as hooks with BC_OWN_BITS take them: bc_limit fills `start`, for a row's class of padding. */

@@ -137,6 +137,12 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
         return;
     }
 #endif
+#ifdef BC_OWN_FLOATS
+    if (b->place != NULL) {
+        bc_block(j, b, image, o, at, col, n, b->place);
+        return;
+    }
+#endif
     BC_ALIGNED int32_t t[BC_BLOCK][BC_SEGMENT];
     BC_ALIGNED int32_t word[BC_SEGMENT] = {0};
     if (j->residual != NULL) {
@@ -263,7 +269,8 @@ static void bc_task(void *arg, int index, int worker) {
     int32_t *inside = taps + s.columns;
     unsigned char *prepared = scratch + s.prepared;
     BC_E *e = (BC_E *)(void *)(scratch + s.input);
-    bc_band b = {e, s.line, off, s.steps, NULL, NULL, (ptrdiff_t)p->row_classes * p->column_classes, column, inside, NULL};
+    const ptrdiff_t classes = (ptrdiff_t)p->row_classes * p->column_classes;
+    bc_band b = {e, s.line, off, s.steps, NULL, NULL, classes, column, inside, NULL, NULL};
     const ptrdiff_t positions = (last - first) * p->ow;
     const int marks = j->mask == NULL ? 2 : bc_marks(j->mask + (image * p->oh + first) * p->ow, positions);
 #ifdef BC_OWN_MASK
@@ -296,10 +303,16 @@ static void bc_task(void *arg, int index, int worker) {
     bc_limits limits;
     b.limits = &limits;
 #endif
+#ifdef BC_OWN_FLOATS
+    bc_place place;
+#endif
     for (ptrdiff_t o = 0; o < p->o; o += BC_BLOCK) {
         b.w = bc_weights(j->w + o * s.steps, s.steps, prepared);
 #ifdef BC_OWN_BITS
         if (j->threshold != NULL) bc_thresholds(j, o, &limits);
+#endif
+#ifdef BC_OWN_FLOATS
+        b.place = bc_place_block(j, image, o, &place) ? &place : NULL;
 #endif
         for (ptrdiff_t row = first; row < last; row++) {
             bc_inside(p, &s, row, taps, &rows_inside, inside);

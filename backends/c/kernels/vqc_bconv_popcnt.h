@@ -2,7 +2,8 @@
  *
  * Three instructions for 512 bits (xor, popcount, add); a tile keeps up to 24 counters in registers so that loads hide
  * behind them. Padded taps are counted, `base` repairs it: a row's classes are at most 16 numbers, one permutation.
- * A threshold becomes a limit of the count itself, by class as `base` is, and its bits never leave registers. */
+ * A threshold becomes a limit of the count itself, by class as `base` is, and its bits never leave registers; nor do the
+ * sums of a float result, but under a mask. */
 #include <immintrin.h>
 
 #define BC_E uint32_t
@@ -12,6 +13,7 @@
 #define BC_COUNTS_PADDING 1
 #define BC_PREPARED(steps) 0
 #define BC_OWN_BITS 1
+#define BC_OWN_FLOATS 1
 #define BC_OWN_MASK 1
 
 #include "vqc_bconv_band.h"
@@ -41,8 +43,43 @@ static inline __m512i bc_push_sign(__m512i word, __m512i s) {
 #endif
 }
 
-/* The sums, and the bits they become. */
-#define BC_TILE(SUMS, BITS, P, W)                                                                                     \
+/* What a float epilogue needs, with nothing left to ask: numbers of the block's channels, where they are added from and go
+ * to at the tile's first position. What a job lacks adds -0, multiplies by 1 and writes to a room nobody reads. */
+typedef struct bc_place {
+    float scale[BC_BLOCK], bias[BC_BLOCK], slope[BC_BLOCK], tau[BC_BLOCK], residual_scale;
+    const float *planes[BC_BLOCK]; /* of what is added, from their beginning */
+    const float *residual[BC_BLOCK];
+    float *y[BC_BLOCK];
+    __mmask16 last; /* which of the last 16 positions there are */
+} bc_place;
+
+/* The float epilogue of one channel and P vectors of positions, as bc_finish computes it; marks the channel's bit. Numbers
+ * are read once: stores in between could change them, for all the compiler knows. */
+#define BC_FINISH(P, channel, COUNT)                                                                                  \
+    {                                                                                                                 \
+        const __m512i base = _mm512_loadu_si512(b->base + (channel) * b->base_step);                                  \
+        const __m512 scale = _mm512_set1_ps(at->scale[channel]), bias = _mm512_set1_ps(at->bias[channel]);            \
+        const __m512 slope = _mm512_set1_ps(at->slope[channel]), tau = _mm512_set1_ps(at->tau[channel]);              \
+        const __m512i bit = _mm512_set1_epi32(1 << (channel));                                                        \
+        const float *from = at->residual[channel];                                                                    \
+        float *to = at->y[channel];                                                                                   \
+        BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
+            const int all = whole || i < P - 1;                                                                       \
+            const __m512i twice = _mm512_slli_epi32(COUNT, 1);                                                        \
+            const __m512i acc = _mm512_sub_epi32(_mm512_permutexvar_epi32(kind[i], base), twice);                     \
+            __m512 added = all ? _mm512_loadu_ps(from + 16 * i) : _mm512_maskz_loadu_ps(at->last, from + 16 * i);     \
+            __m512 v = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale), bias);                            \
+            if (scaled) added = _mm512_mul_ps(added, _mm512_set1_ps(at->residual_scale));                             \
+            v = _mm512_add_ps(v, added);                                                                              \
+            v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(_mm512_setzero_ps(), v, _CMP_NLT_UQ), v, slope);             \
+            if (all) _mm512_storeu_ps(to + 16 * i, v);                                                                \
+            else _mm512_mask_storeu_ps(to + 16 * i, at->last, v); /* slow */                                          \
+            bits[i] = _mm512_mask_or_epi32(bits[i], _mm512_cmp_ps_mask(v, tau, _CMP_LT_OQ), bits[i], bit);            \
+        }                                                                                                             \
+    }
+
+/* The sums, the bits and the float results they become. */
+#define BC_TILE(SUMS, BITS, FLOATS, P, W)                                                                             \
     static inline void SUMS(const bc_band *b, ptrdiff_t col, ptrdiff_t channel, int32_t t[BC_BLOCK][BC_SEGMENT]) {    \
         __m512i count[W][P];                                                                                          \
         BC_UNROLL for (int j = 0; j < W; j++)                                                                         \
@@ -68,11 +105,24 @@ static inline __m512i bc_push_sign(__m512i word, __m512i s) {
         BC_COUNT(P, W)                                                                                                \
         BC_UNROLL for (int j = W; j-- > 0;)                                                                           \
             BC_UNROLL for (int i = 0; i < P; i++) word[i] = bc_push_sign(word[i], count[j][i]);                       \
+    }                                                                                                                 \
+    static BC_INLINE void FLOATS(const bc_band *b, ptrdiff_t col, int channel, const bc_place *at, int scaled,        \
+                                 __m512i word[P]) {                                                                   \
+        __m512i count[W][P], kind[P];                                                                                 \
+        BC_UNROLL for (int j = 0; j < W; j++)                                                                         \
+            BC_UNROLL for (int i = 0; i < P; i++) count[j][i] = _mm512_setzero_si512();                               \
+        BC_COUNT(P, W)                                                                                                \
+        const int whole = at->last == 0xffff;                                                                         \
+        __m512i bits[P];                                                                                              \
+        BC_UNROLL for (int i = 0; i < P; i++) kind[i] = _mm512_loadu_si512(b->column + col + 16 * i);                 \
+        BC_UNROLL for (int i = 0; i < P; i++) bits[i] = word[i];                                                      \
+        BC_UNROLL for (int j = 0; j < W; j++) BC_FINISH(P, channel + j, count[j][i])                                  \
+        BC_UNROLL for (int i = 0; i < P; i++) word[i] = bits[i];                                                      \
     }
-BC_TILE(bc_tile_1, bc_bits_1, 1, 8)
-BC_TILE(bc_tile_2, bc_bits_2, 2, 8)
-BC_TILE(bc_tile_3, bc_bits_3, 3, 8)
-BC_TILE(bc_tile_4, bc_bits_4, 4, 4)
+BC_TILE(bc_tile_1, bc_bits_1, bc_floats_1, 1, 8)
+BC_TILE(bc_tile_2, bc_bits_2, bc_floats_2, 2, 8)
+BC_TILE(bc_tile_3, bc_bits_3, bc_floats_3, 3, 8)
+BC_TILE(bc_tile_4, bc_bits_4, bc_floats_4, 4, 4)
 
 static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
     if (n > 48) {
@@ -97,11 +147,21 @@ static inline void bc_limit(const int32_t *base, ptrdiff_t step, bc_limits *limi
     }
 }
 
+/* Bits of a block of channels into the words of n positions; the word's first block begins it. */
+static inline void bc_write_bits(const __m512i *word, __m512i turned, ptrdiff_t o, ptrdiff_t n, uint32_t *bits) {
+    const __m128i left = _mm_cvtsi32_si128((int)(o % 32));
+    for (int i = 0; 16 * i < n; i++) {
+        const __mmask16 some = (__mmask16)(n - 16 * i < 16 ? (1 << (n - 16 * i)) - 1 : 0xffff);
+        __m512i all = _mm512_sll_epi32(_mm512_xor_si512(word[i], turned), left);
+        if (o % 32 != 0) all = _mm512_or_si512(all, _mm512_maskz_loadu_epi32(some, bits + 16 * i));
+        _mm512_mask_storeu_epi32(bits + 16 * i, some, all);
+    }
+}
+
 /* Bits of n positions of a row, for a block of channels from o on. */
 static inline void bc_bits(const bc_band *b, ptrdiff_t o, ptrdiff_t col, ptrdiff_t n, uint32_t *bits) {
     const bc_limits *limits = b->limits;
     const __m512i turned = _mm512_set1_epi32(~limits->turned & 0xff);
-    const __m128i left = _mm_cvtsi32_si128((int)(o % 32));
     __m512i word[4];
     for (int i = 0; i < 4; i++) word[i] = _mm512_setzero_si512();
     if (n > 48) {
@@ -114,10 +174,60 @@ static inline void bc_bits(const bc_band *b, ptrdiff_t o, ptrdiff_t col, ptrdiff
     } else {
         bc_bits_1(b, col, 0, word);
     }
-    for (int i = 0; 16 * i < n; i++) {
-        const __mmask16 some = (__mmask16)(n - 16 * i < 16 ? (1 << (n - 16 * i)) - 1 : 0xffff);
-        word[i] = _mm512_sll_epi32(_mm512_xor_si512(word[i], turned), left);
-        if (o % 32 != 0) word[i] = _mm512_or_si512(word[i], _mm512_maskz_loadu_epi32(some, bits + 16 * i));
-        _mm512_mask_storeu_epi32(bits + 16 * i, some, word[i]);
+    bc_write_bits(word, turned, o, n, bits);
+}
+
+/* Float results, and the bits after them, of n positions of a row for a whole block of channels. */
+#define BC_FLOATS(scaled)                                                                                             \
+    if (n > 48) {                                                                                                     \
+        bc_floats_4(b, col, 0, at, scaled, word);                                                                     \
+        bc_floats_4(b, col, 4, at, scaled, word);                                                                     \
+    } else if (n > 32) {                                                                                              \
+        bc_floats_3(b, col, 0, at, scaled, word);                                                                     \
+    } else if (n > 16) {                                                                                              \
+        bc_floats_2(b, col, 0, at, scaled, word);                                                                     \
+    } else {                                                                                                          \
+        bc_floats_1(b, col, 0, at, scaled, word);                                                                     \
     }
+static BC_NOINLINE void bc_floats(const bc_band *b, ptrdiff_t col, ptrdiff_t n, const bc_place *at, __m512i word[4]) {
+    for (int i = 0; i < 4; i++) word[i] = _mm512_setzero_si512();
+    if (at->residual_scale == 1.0f) {
+        BC_FLOATS(0)
+    } else {
+        BC_FLOATS(1)
+    }
+}
+
+/* Fill what stays the same in a whole block of channels; 0 if this epilogue is not for the job. */
+static inline int bc_place_block(const bc_job *j, ptrdiff_t image, ptrdiff_t o, bc_place *at) {
+    const vqc_bconv_params *p = j->p;
+    if (j->threshold != NULL || j->mask != NULL || p->act == VQC_BACT_RELU || p->o - o < BC_BLOCK) return 0;
+    at->residual_scale = p->residual_scale;
+    for (ptrdiff_t i = 0; i < BC_BLOCK; i++) {
+        at->scale[i] = j->scale[o + i];
+        at->bias[i] = j->bias != NULL ? j->bias[o + i] : -0.0f;
+        at->slope[i] = p->act == VQC_BACT_PRELU ? j->slope[o + i] : 1.0f;
+        at->tau[i] = j->bits != NULL ? j->tau[p->taus > 1 ? o + i : 0] : 0.0f;
+        at->planes[i] = bc_residual(j, image, o + i);
+    }
+    return 1;
+}
+
+/* A row's n positions from column `col` on, which is position `first` of the image, for the block of channels from o on. */
+static void bc_block(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t first, ptrdiff_t col,
+                     ptrdiff_t n, bc_place *at) {
+    const vqc_bconv_params *p = j->p;
+    const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow;
+    BC_ALIGNED float nothing[BC_SEGMENT], nobody[BC_SEGMENT];
+    __m512i word[4];
+    at->last = (__mmask16)(n % 16 ? (1 << (n % 16)) - 1 : 0xffff);
+    if (j->residual == NULL)
+        for (int i = 0; i < BC_SEGMENT; i++) nothing[i] = -0.0f;
+    for (ptrdiff_t i = 0; i < BC_BLOCK; i++) {
+        at->residual[i] = j->residual != NULL ? at->planes[i] + first : nothing;
+        at->y[i] = j->y != NULL ? j->y + (image * p->o + o + i) * plane + first : nobody;
+    }
+    bc_floats(b, col, n, at, word);
+    if (j->bits != NULL)
+        bc_write_bits(word, _mm512_setzero_si512(), o, n, j->bits + (image * ((p->o + 31) / 32) + o / 32) * plane + first);
 }
