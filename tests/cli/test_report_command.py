@@ -5,44 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
+from cli_helpers import make_place
 from typer.testing import CliRunner
 
-from vqc import video
 from vqc.cli import app
 from vqc.report.quantization import QuantizationReport
-
-MODEL = '''
-import torch
-from torch import nn
-
-class Matting(nn.Module):
-    """A 4-channel recurrent network: (colours, matte, state)."""
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.head = nn.Conv2d(4, 1, 1)
-
-    def forward(self, src, r=None):
-        y = torch.relu(self.conv(src))
-        r = 0.5 * y if r is None else 0.5 * r + 0.5 * y
-        return src * 1.5, torch.sigmoid(self.head(r)), r
-
-def matting():
-    return Matting(), torch.rand(1, 3, 16, 24), {"r": 2}, 1
-'''
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    (folder / "nets.py").write_text(MODEL)
-    g = torch.Generator().manual_seed(0)
-    for name in ("a", "b"):
-        base = torch.rand(3, 16, 24, generator=g)
-        video.write_video(folder / f"{name}.mp4", [(base * (0.5 + t / 12)).clamp(0, 1) for t in range(4)], 12)
-    return folder
+    return make_place(tmp_path_factory.mktemp("report"), frames=4)
 
 
 def vqc(*args: str | Path, code: int = 0) -> str:
@@ -52,7 +24,7 @@ def vqc(*args: str | Path, code: int = 0) -> str:
 
 
 def common(place: Path) -> list[str | Path]:
-    return [f"{place}/nets.py:matting", place / "a.mp4", "--recipe", "int8-all", "--calibration", place / "b.mp4",
+    return [f"{place}/nets.py:bright", place / "a.mp4", "--recipe", "int8-all", "--calibration", place / "b.mp4",
             "--calibration-frames", "3", "--frames", "3"]  # fmt: skip
 
 
@@ -81,17 +53,17 @@ def test_bisect_alone(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "pieces"),
+    ("code", "args", "pieces"),
     [
-        (["--recipe", "int8"], ["needs a calibration clip"]),
-        (["--recipe", "int9000"], ["no pass called 'int9000'"]),
-        (["--recipe", "float", "--target", "toaster"], ["no target called 'toaster'"]),
-        (["--recipe", "float", "--frames", "99"], ["99"]),
-        (["--recipe", "float", "-o", "{p}/nets.py/x.html"], ["nothing can be written into"]),
+        (2, ["--recipe", "int8"], ["needs a calibration clip"]),
+        (2, ["--recipe", "int9000"], ["no pass called 'int9000'"]),
+        (2, ["--recipe", "float", "--target", "toaster"], ["no target called 'toaster'"]),
+        (1, ["--recipe", "float", "--frames", "99"], ["99"]),
+        (1, ["--recipe", "float", "-o", "{p}/nets.py/x.html"], ["nothing can be written into"]),
     ],
 )
-def test_misuse(place: Path, args: list[str], pieces: list[str]) -> None:
-    said = vqc(f"{place}/nets.py:matting", place / "a.mp4", *(a.format(p=place) for a in args), code=2)
+def test_what_is_wrong(place: Path, code: int, args: list[str], pieces: list[str]) -> None:
+    said = vqc(f"{place}/nets.py:bright", place / "a.mp4", *(a.format(p=place) for a in args), code=code)
     for piece in ("error:", *pieces):
         assert piece in said, (piece, said)
     assert "Traceback" not in said

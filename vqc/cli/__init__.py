@@ -1,4 +1,4 @@
-"""The door for a shell: `vqc run | compare | inspect | demo | recipes | passes | targets`."""
+"""The door for a shell: `vqc run | compare | report | inspect | bench | apply | compile | export | ...`."""
 
 from vqc.cli.app import app, main
 

@@ -5,25 +5,78 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor
 
 import vqc
 from vqc.backends.c.build import find_compiler
 from vqc.backends.c.compare import slower_than_float
-from vqc.cli.show import Reporter
-from vqc.cli.work import Job, parse_size
+from vqc.cli import complete, figures
+from vqc.cli.options import (
+    Calibration,
+    CalibrationFrames,
+    Config,
+    Json,
+    MaybeRecipe,
+    Model,
+    Size,
+    Target,
+    Threads,
+    Workdir,
+)
+from vqc.cli.show import Answer, Reporter
+from vqc.cli.work import Job, recipe_for
 from vqc.executable import Executable
 from vqc.layers import by_kernel
-from vqc.report.network import network
 from vqc.report.session import use_threads
 
-Rows = list[dict[str, str]]
+
+@dataclass
+class Timed:
+    """A compiled network with the times of its steps in ms; `compile_s`: seconds that compiling took."""
+
+    network: str
+    executable: Executable
+    times: list[float]
+    compile_s: float
 
 
-def bench(job: Job, report: Reporter, *, tune: bool = False, compare: bool = False
-          ) -> tuple[Executable, dict[str, str]]:  # fmt: skip
+def bench(
+    model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, target: Target = "native",
+    clip: Annotated[str | None, typer.Option(metavar="CLIP", show_default=False, autocompletion=complete.clips,
+                                             help="The clip to run; none: the network's example.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 8, size: Size = None,
+    calibration_frames: CalibrationFrames = 8, threads: Threads = 1, workdir: Workdir = None,
+    layers: Annotated[bool, typer.Option("--layers", help="A row for every call, not every kernel.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Time the variants of each kernel first.")] = False,
+    compare_float: Annotated[bool, typer.Option("--compare-float", help="Name integer layers that do not pay."
+                                                )] = False,
+    config: Config = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Time a compiled network: ms a step, and what each layer's kernel takes of it."""
+    job = Job(model, clip or "", recipe_for(model, recipe), target, calibration, size, frames, 0, calibration_frames,
+              threads, workdir)  # fmt: skip
+    answer = Answer("bench", json)
+    with Reporter() as report:
+        timed = measure(job, report, tune=tune, compare=compare_float)
+    compiled, times = timed.executable.report, timed.times
+    if compiled.layers:
+        rows = [x.row() for x in compiled.layers] if layers else by_kernel(compiled.layers)
+        answer.layers(rows, "every call" if layers else "every kernel")
+    answer.line(str(compiled))
+    answer.table([{"network": timed.network, "ms a step": f"{statistics.median(times):.2f}",
+                   "least": f"{min(times):.2f}", "steps": str(len(times)), "threads": str(threads),
+                   "compiled in s": f"{timed.compile_s:.1f}"}])  # fmt: skip
+    answer.give(network=timed.network, threads=threads, steps=len(times), ms_a_step=statistics.median(times),
+                least_ms=min(times), ms=times, compile_s=timed.compile_s,
+                compiled=figures.compiled(compiled, layers=True))  # fmt: skip
+
+
+def measure(job: Job, report: Reporter, *, tune: bool = False, compare: bool = False) -> Timed:
     """Compile a job's network and time its steps; the report of a C executable then holds every layer measured.
 
     `tune`: the fastest variants of kernels are chosen. `compare`: every integer convolution is timed beside its float
@@ -31,7 +84,7 @@ def bench(job: Job, report: Reporter, *, tune: bool = False, compare: bool = Fal
     example when the clip is "". Raises what `vqc.compile` raises.
     """
     job.check()
-    net = network(job.model, parse_size(job.size))
+    net = job.network()
     program = job.program(net, report)
     options = dict(use_threads(job.threads, job.target)) | ({"tune": True} if tune else {})
     began = time.perf_counter()
@@ -51,12 +104,4 @@ def bench(job: Job, report: Reporter, *, tune: bool = False, compare: bool = Fal
         if compare:
             slower = slower_than_float(program, executable.report.layers, job.target, find_compiler(), job.threads)
             executable.report.notes += [str(s) for s in slower] or ["no integer layer is slower than in float"]
-    row = {"network": net.name, "ms a step": f"{statistics.median(times[1:]):.2f}", "least": f"{min(times[1:]):.2f}",
-           "steps": str(len(steps)), "threads": str(job.threads), "compiled in s": f"{compiled:.1f}"}  # fmt: skip
-    return executable, row
-
-
-def layer_rows(executable: Executable, *, each: bool) -> Rows:
-    """The rows of a profiled executable: every call, or one row a kernel."""
-    found = executable.report.layers
-    return [x.row() for x in found] if each else by_kernel(found)
+    return Timed(net.name, executable, times[1:], compiled)

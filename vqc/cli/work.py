@@ -10,26 +10,21 @@ from pathlib import Path
 import typer
 from torch import Tensor
 
+import vqc
 from vqc import distributed, video
 from vqc.api import pipeline_of
 from vqc.backends import backend_for
+from vqc.cli.clips import clip_path, expand
+from vqc.cli.exits import misuse
 from vqc.cli.show import Reporter
 from vqc.errors import CalibrationError, InputError
 from vqc.program import Program
 from vqc.report.network import Network, network
-from vqc.report.session import (
-    Clips,
-    Engine,
-    Playback,
-    eager_engine,
-    play,
-    program_engine,
-    recipe_program,
-    strip_rows,
-    use_threads,
-)
+from vqc.report.session import Clips, Playback, as_list, captured, strip_rows
 from vqc.report.stored import is_stored
 from vqc.report.tables import folder, markdown, write_text
+
+__all__ = ["Job", "clip_path", "parse_size", "recipe_for", "save", "shared_program"]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -47,19 +42,16 @@ def recipe_for(model: str, recipe: str | None) -> str:
     return recipe if recipe is not None else "" if is_stored(model) else "float"
 
 
-def clip_path(name: str) -> Path:
-    """A file's path, or that of a clip known by name (`vqc.video.CLIPS`)."""
-    return video.clip(name) if name in video.CLIPS and not Path(name).exists() else Path(name)
-
-
-def shared_program(net: Network, recipe: str, clips: Clips | None, report: Reporter, workdir: Path | None = None
-                   ) -> Program:  # fmt: skip
-    """The network captured and put through a recipe, by all processes that torchrun started.
+def shared_program(net: Network, recipe: str, clips: Clips | None, report: Reporter, workdir: Path | None = None,
+                   program: Program | None = None) -> Program:  # fmt: skip
+    """The network captured (unless `program` is that already) and put through a recipe, by all processes of torchrun.
 
     Only the first of them goes on after that: in the others typer.Exit ends the command with 0.
     """
     shard = distributed.current()
-    program = recipe_program(net, recipe, clips, report, shard, workdir)
+    steps = None if clips is None else [net.steps(clip) for clip in as_list(clips)]
+    program = vqc.apply(program or captured(net), recipe, calibration=steps, progress=report, shard=shard,
+                        workdir=workdir)  # fmt: skip
     if not shard.first:
         raise typer.Exit(0)
     return program
@@ -67,13 +59,16 @@ def shared_program(net: Network, recipe: str, clips: Clips | None, report: Repor
 
 @dataclass(frozen=True)
 class Job:
-    """One network, one clip, one recipe, one target; frames of 0 means all. `workdir`: as for `vqc.apply`."""
+    """One network, one clip, one recipe, one target; frames of 0 means all. `workdir`: as for `vqc.apply`.
+
+    `calibration`: clips, folders of them, or several with commas between.
+    """
 
     model: str
     clip: str
     recipe: str
     target: str
-    calibration: str | None = None
+    calibration: Sequence[str] | None = None
     size: str | None = None
     frames: int = 48
     start: int = 0
@@ -82,23 +77,30 @@ class Job:
     workdir: Path | None = None
 
     def check(self) -> None:
-        """Raise what can be known at once: a wrong recipe, target, size or folder, a missing clip."""
-        pipeline = pipeline_of(self.recipe)
-        backend_for(self.target)
-        parse_size(self.size)
-        if self.calibration is None and any(p.name == "observe" for p in pipeline.passes):
-            raise CalibrationError(f"recipe {self.recipe!s:.60} needs a calibration clip and none was given",
-                                   way_out="add --calibration CLIP, 32 to 256 typical frames")  # fmt: skip
+        """Raise as Misuse what can be known at once: a wrong recipe, target, size or folder, a missing clip."""
+        with misuse():
+            pipeline = pipeline_of(self.recipe)
+            backend_for(self.target)
+            parse_size(self.size)
+            if not self.calibration_names and any(p.name == "observe" for p in pipeline.passes):
+                raise CalibrationError(f"recipe {self.recipe!s:.60} needs a calibration clip and none was given",
+                                       way_out="add --calibration CLIP, 32 to 256 typical frames")  # fmt: skip
         if self.workdir is not None:
             folder(self.workdir)
 
+    def network(self) -> Network:
+        """The network. Raises a Misuse when its name or size is not understood, else what `network` raises."""
+        with misuse(InputError):
+            return network(self.model, parse_size(self.size))
+
     @property
     def calibration_names(self) -> list[str]:
-        """The clips that ranges are taken from: `calibration` names a file, or several with commas."""
-        if self.calibration is None:
-            return []
-        whole = self.calibration in video.CLIPS or Path(self.calibration).exists()
-        return [self.calibration] if whole else self.calibration.split(",")
+        """The clips that ranges are taken from; with commas, a text names several unless it is a file's own name."""
+        names: list[str] = []
+        for text in self.calibration or ():
+            whole = text in video.CLIPS or Path(text).exists()
+            names += [text] if whole else text.split(",")
+        return expand(names)
 
     @property
     def calibration_name(self) -> str:
@@ -107,36 +109,21 @@ class Job:
 
     def calibration_clips(self, net: Network) -> list[Tensor] | None:
         """The clips that ranges are taken from, each [T,3,H,W]."""
-        if self.calibration is None:
-            return None
-        return [self.read(name, self.calibration_frames, net.size) for name in self.calibration_names]
+        names = self.calibration_names
+        return [self.read(name, self.calibration_frames, net.size) for name in names] if names else None
 
-    def program(self, net: Network, report: Reporter) -> Program:
-        """The network captured and put through the recipe (`shared_program`)."""
-        return shared_program(net, self.recipe, self.calibration_clips(net), report, self.workdir)
+    def program(self, net: Network, report: Reporter, program: Program | None = None) -> Program:
+        """The network (or its `program`, captured before) put through the recipe (`shared_program`)."""
+        return shared_program(net, self.recipe, self.calibration_clips(net), report, self.workdir, program)
 
     def read(self, name: str, frames: int, size: tuple[int, int], start: int = 0) -> Tensor:
         """A clip as [T,3,H,W] in [0,1]."""
         return video.read_clip(clip_path(name), frames or None, size, start)
 
-    def prepare(self, report: Reporter) -> tuple[Network, Tensor, list[Engine]]:
-        """The network, the clip, and two engines: eager float and the compiled recipe."""
-        self.check()
-        clip_file = clip_path(self.clip)
-        next(video.iter_frames(clip_file))  # a clip that cannot be read is told before weights are fetched
-        net = network(self.model, parse_size(self.size))
-        report.say(f"model {net.name}" + (f", weights: {net.licence}" if net.licence else ""))
-        clip = video.read_clip(clip_file, self.frames or None, net.size, self.start)
-        report.say(f"compile {net.name}: recipe {self.recipe or 'none'}, target {self.target}")
-        options = use_threads(self.threads, self.target)
-        program = self.program(net, report)
-        compiled = program_engine(program, f"vqc {self.target}, {self.recipe or 'as stored'}", self.target, **options)
-        return net, clip, [eager_engine(net), compiled]
-
-    def play(self, report: Reporter) -> tuple[Network, Tensor, list[Engine], list[Playback]]:
-        """All of it, played."""
-        net, clip, engines = self.prepare(report)
-        return net, clip, engines, [play(e, net, clip, report) for e in engines]
+    @property
+    def engine_name(self) -> str:
+        """What the compiled program is called in tables."""
+        return f"vqc {self.target}, {self.recipe or 'as stored'}"
 
 
 def save(folder: Path, stem: str, net: Network, clip: Tensor, played: Sequence[Playback], fps: float,
@@ -148,11 +135,15 @@ def save(folder: Path, stem: str, net: Network, clip: Tensor, played: Sequence[P
         pairs = zip(shown.foregrounds, pictures, strict=True)
         pictures = [video.composite(colours, matte) for colours, matte in pairs]
     offset = net.reach // 2 if net.reach else 0
-    columns = ["frame", reference.engine, shown.engine, "|difference| x10"]
-    text = markdown(table) + "\nStrip, left to right: " + "; ".join(columns) + ".\n"
     sheet = strip_rows(clip, reference, shown, offset=offset)
     return [
         video.write_video(folder / f"{stem}.mp4", pictures, fps),
         video.write_png(folder / f"{stem}-strip.png", video.strip(sheet)),
-        write_text(folder / f"{stem}-table.md", text),
+        write_text(folder / f"{stem}-table.md", table_text(table, reference.engine, shown.engine)),
     ]
+
+
+def table_text(table: Sequence[dict[str, str]], reference: str, shown: str) -> str:
+    """A table as Markdown, and the columns of the strip beside it."""
+    columns = ["frame", reference, shown, "|difference| x10"]
+    return markdown(table) + "\nStrip, left to right: " + "; ".join(columns) + ".\n"
