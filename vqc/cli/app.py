@@ -83,5 +83,5 @@ for _command in (run, compare, report, inspect, bench, apply, compile, export, r
 
 
 def main() -> None:
-    """The entry point."""
-    app()
+    """The entry point, of `python -m vqc` too."""
+    app(prog_name="vqc")
