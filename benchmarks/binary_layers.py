@@ -269,15 +269,18 @@ def _least(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]
     return best
 
 
-def _settled(runs: dict[str, Callable[[], None]], rounds: int, attempts: int = 5) -> dict[str, float]:
-    """`_least`, again and again until no long body is faster than its share of the short one would allow.
+def _settled(runs: dict[str, Callable[[], None]], rounds: int, attempts: int = 10) -> dict[str, float]:
+    """`_least`, again and again until no time falls by 1 % or more, and no long body is faster than its share of the
+    short one would allow: a layer's time is a difference of two least times, both have to be the least.
 
     Raises RuntimeError when the machine is too busy for that.
     """
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(attempts):
-        found = _least(runs, rounds)
-        best = {name: min(best[name], found[name]) for name in runs}
+        before, found = best, _least(runs, rounds)
+        best = {name: min(before[name], found[name]) for name in runs}
+        if any(best[name] < 0.99 * before[name] for name in runs):
+            continue
         engines = {name.split()[0] for name in runs if name != "limit"}
         pairs = [(best[f"{e} {LONG}"], best[f"{e} {SHORT}"]) for e in engines]
         if all(short < long < short * LONG / SHORT * 1.3 for long, short in pairs):

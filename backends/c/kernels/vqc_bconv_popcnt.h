@@ -73,7 +73,7 @@ typedef struct bc_place {
             v = _mm512_add_ps(v, added);                                                                              \
             v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(_mm512_setzero_ps(), v, _CMP_NLT_UQ), v, slope);             \
             if (all) _mm512_storeu_ps(to + 16 * i, v);                                                                \
-            else _mm512_mask_storeu_ps(to + 16 * i, at->last, v); /* slow */                                          \
+            else _mm512_mask_storeu_ps(to + 16 * i, at->last, v);                                                     \
             bits[i] = _mm512_mask_or_epi32(bits[i], _mm512_cmp_ps_mask(v, tau, _CMP_LT_OQ), bits[i], bit);            \
         }                                                                                                             \
     }
