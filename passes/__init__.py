@@ -3,6 +3,7 @@
 One pass is one file of its name: `fold-bn` is in `fold_bn.py`, tested in `tests/passes/test_fold_bn.py`.
 """
 
+from vqc.passes.adopt_integers import AdoptIntegers
 from vqc.passes.affine_calibrate import AffineCalibrate
 from vqc.passes.allocate_bits import AllocateBits
 from vqc.passes.bias_correct import BiasCorrect
@@ -25,6 +26,6 @@ from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
 from vqc.passes.shb_decoder import ShbDecoder
 
-__all__ = ["AffineCalibrate", "AllocateBits", "BiasCorrect", "Binarize", "Canonicalize", "Distill", "Equalize",
-           "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldBNSign", "FoldConstants", "Gptq", "LowerBinary",
+__all__ = ["AdoptIntegers", "AffineCalibrate", "AllocateBits", "BiasCorrect", "Binarize", "Canonicalize", "Distill",
+           "Equalize", "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldBNSign", "FoldConstants", "Gptq", "LowerBinary",
            "LowerInteger", "Mimic", "Observe", "Quantize", "Reconstruct", "ReestimateBN", "ShbDecoder"]  # fmt: skip

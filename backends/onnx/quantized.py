@@ -17,17 +17,8 @@ from torch import fx
 
 from vqc.backends.onnx.graph import DOMAIN, ELEMENT, Graph, Results, array_of, axis_of, need, rule
 from vqc.backends.onnx.layers import conv_attributes
-from vqc.ops.exact import argument
+from vqc.interop.decomposed import picture_scale
 from vqc.program import dtype_of, shape_of
-
-qd = torch.ops.quantized_decomposed
-v = torch.ops.vqc
-_REQUANTIZED = {v.qconv2d_requantize.default, v.qconv_transpose2d_requantize.default, v.qlinear_requantize.default,
-                v.masked_qconv2d_requantize.default}  # fmt: skip
-_MOVES = {"aten::cat", "aten::view", "aten::reshape", "aten::slice.Tensor", "aten::select.int", "aten::permute",
-          "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::unsqueeze", "aten::squeeze.dim", "aten::flip",
-          "aten::expand", "aten::transpose.int"}  # fmt: skip
-
 
 # ---- quantize and dequantize -----------------------------------------------------------------------------------------
 
@@ -120,22 +111,6 @@ def centred(
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
-
-
-def picture_scale(node: Any) -> float:
-    """The one scale a picture was quantized by, seen through what only moves it; 1 where there is none."""
-    seen = node
-    while isinstance(seen, fx.Node):
-        if seen.target is qd.quantize_per_tensor.default:
-            return float(seen.args[1])
-        if seen.target in _REQUANTIZED:
-            inverse = float(argument(seen, "inv_scale"))
-            return float(np.float32(1) / np.float32(inverse))
-        if not isinstance(seen.target, torch._ops.OpOverload) or seen.target.name() not in _MOVES:
-            return 1.0
-        first = seen.args[0]
-        seen = first[0] if isinstance(first, (list, tuple)) else first
-    return 1.0
 
 
 def picture(g: Graph, x: fx.Node, x_zero: Any, channel_axis: int) -> tuple[str, float]:

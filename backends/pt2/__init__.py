@@ -14,20 +14,21 @@ from vqc.backends.folder import MARKER, write_folder
 from vqc.errors import TargetError
 from vqc.interop import interface, pt2_bytes
 from vqc.interop.decomposed import decompose, why_whole
+from vqc.interop.forms import for_xnnpack
 from vqc.program import Program, op_text
 
-TARGETS = ("pt2", "pt2:decomposed")
+FORMS = {"pt2": lambda program: program, "pt2:decomposed": decompose, "pt2:xnnpack": for_xnnpack}
 
 
 def check_target(target: str) -> None:
     """Raise TargetError for a target that is not one of these."""
-    if target not in TARGETS:
-        raise TargetError(f"there is no target called {target!r}", way_out="use " + " or ".join(TARGETS))
+    if target not in FORMS:
+        raise TargetError(f"there is no target called {target!r}", way_out="use " + ", ".join(FORMS))
 
 
 class Pt2Backend(Backend):
     """`.pt2` files: `pt2` with the program's own operators, `pt2:decomposed` with quantize and dequantize in place of
-    integer layers. Option of `export`: licence.
+    integer layers, `pt2:xnnpack` narrowed down to what ExecuTorch's XNNPACK partitioner takes. Option: licence.
     """
 
     name: ClassVar[str] = "pt2"
@@ -45,7 +46,7 @@ class Pt2Backend(Backend):
         """
         check_target(target)
         licence = licence_of(options, "pt2")
-        taken = program if target == "pt2" else decompose(program)
+        taken = FORMS[target](program)
         name = program.name.lower() if program.name.isidentifier() else "model"
         whole = sorted({op_text(n.target) for n in taken.calls if op_text(n.target).startswith("vqc.")})
         said = interface.of(taken, licence)

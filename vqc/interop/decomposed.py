@@ -19,6 +19,7 @@ from torch import Tensor, fx
 import vqc.ops  # noqa: F401
 from vqc import spec
 from vqc.arguments import bind
+from vqc.interop.signed import MOVES
 from vqc.ops.exact import argument
 from vqc.program import PassRecord, Program, dtype_of, op_text, shape_of
 
@@ -28,9 +29,6 @@ v = torch.ops.vqc
 
 REQUANTIZED = {v.qconv2d_requantize.default, v.qconv_transpose2d_requantize.default, v.qlinear_requantize.default,
                v.masked_qconv2d_requantize.default}  # fmt: skip
-_MOVES = {"aten::cat", "aten::view", "aten::reshape", "aten::slice.Tensor", "aten::select.int", "aten::permute",
-          "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::unsqueeze", "aten::squeeze.dim", "aten::flip",
-          "aten::expand", "aten::transpose.int"}  # fmt: skip
 
 
 def picture_scale(node: Any) -> float:
@@ -42,7 +40,7 @@ def picture_scale(node: Any) -> float:
         if seen.target in REQUANTIZED:
             inverse = torch.tensor(float(argument(seen, "inv_scale")), dtype=torch.float32)
             return float(1 / inverse)
-        if not isinstance(seen.target, torch._ops.OpOverload) or seen.target.name() not in _MOVES:
+        if not isinstance(seen.target, torch._ops.OpOverload) or seen.target.name() not in MOVES:
             return 1.0
         first = seen.args[0]
         seen = first[0] if isinstance(first, (list, tuple)) else first
