@@ -22,6 +22,8 @@ from vqc.cli.run import run
 from vqc.cli.show import error_data, print_json, show_error
 from vqc.errors import VqcError
 
+_Refused: Any = typer.BadParameter.__base__  # UsageError, which is click's or typer's own by typer's release
+
 
 class _Group(TyperGroup):
     """Shows vqc's own errors as what, where, why, way out; `--debug` lets them through. With `--json` they are the
@@ -49,10 +51,10 @@ class _Group(TyperGroup):
             if debug:
                 raise
             raise told(error, Exit.WORK) from None
-        except typer.BadParameter.__base__ as refused:  # by the parser, which prints the usage
+        except _Refused as refused:  # the parser prints the usage
             if ctx.obj["json"]:
-                error = {"kind": "UsageError", "what": refused.format_message(), "where": "", "why": "", "way_out": ""}
-                print_json(ctx.invoked_subcommand or "", False, {"error": error})
+                said = {"kind": "UsageError", "what": refused.format_message(), "where": "", "why": "", "way_out": ""}
+                print_json(ctx.invoked_subcommand or "", False, {"error": said})
             raise
 
 
@@ -60,6 +62,7 @@ HELP = """A compiler that makes video networks written in PyTorch small and fast
 
 Exit codes: 0 done, 1 the work failed, 2 the command line or the configuration is wrong, 3 a bound does not hold."""
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP,
+                  rich_markup_mode="markdown",
                   context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 

@@ -33,9 +33,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", show_default=False, autoc
                                       "file.py:factory.")]  # fmt: skip
 Clip = Annotated[str, typer.Argument(metavar="CLIP", show_default=False, autocompletion=complete.clips,
                                      help=f"A video file, or a known clip: {_KNOWN}.")]  # fmt: skip
-Clips = Annotated[list[str], typer.Argument(metavar="CLIP...", show_default=False, autocompletion=complete.clips,
-                                            help="Video files, folders of them (all videos directly in it), or known "
-                                            f"clips: {_KNOWN}.")]  # fmt: skip
+Clips = Annotated[list[str] | None, typer.Argument(
+    metavar="CLIP", show_default=False, autocompletion=complete.clips,
+    help=f"Video files, folders of them (all videos directly in it), or known clips: {_KNOWN}.",
+)]  # fmt: skip
 Recipe = Annotated[str, typer.Option(autocompletion=complete.recipes, help=f"{_RECIPE}.")]
 MaybeRecipe = Annotated[str | None, typer.Option(autocompletion=complete.recipes, show_default=False,
                                                  help=f"{_RECIPE}; by default float, and none for a .vqc file."

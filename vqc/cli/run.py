@@ -32,9 +32,9 @@ from vqc.report.tables import folder
 
 
 def run(
-    model: Model, clips: Clips, recipe: MaybeRecipe = None, calibration: Calibration = None, target: Target = "native",
-    frames: Frames = 0, size: Size = None, start: Start = 0, calibration_frames: CalibrationFrames = 48,
-    threads: Threads = 1, workdir: Workdir = None,
+    context: typer.Context, model: Model, clips: Clips = None, recipe: MaybeRecipe = None,
+    calibration: Calibration = None, target: Target = "native", frames: Frames = 0, size: Size = None,
+    start: Start = 0, calibration_frames: CalibrationFrames = 48, threads: Threads = 1, workdir: Workdir = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the results."
                                          )] = Path("out"),
     beside: Annotated[bool, typer.Option("--float/--no-float", help="Run the float network beside it, for a strip and "
@@ -50,9 +50,12 @@ def run(
     job = Job(model, "", recipe_for(model, recipe), target, calibration, size, frames, start, calibration_frames,
               threads, workdir)  # fmt: skip
     job.check()
+    named = clips or (context.default_map or {}).get("clips", [])  # click before 8.3 does not look there by itself
+    if not named:
+        raise Misuse(InputError("no clip is named", way_out="name video files or folders after the model"))
     with misuse(InputError):
-        found = expand(clips)
-    _check_places(clips, output)
+        found = expand(named)
+    _check_places(named, output)
     answer, outcomes = Answer("run", json), []
     with Reporter() as report:
         batch = Batch(job, folder(output), report, beside=beside, again=again)
