@@ -174,7 +174,9 @@ def _ptxas_spills(text: str, arch: str) -> int:
     """Bytes that ptxas says it spills when it compiles a PTX text."""
     name = re.search(r"^\.target\s+(\w+)", text, re.M)
     assert name is not None
-    program = tool("ptxas-blackwell" if int(arch.removeprefix("sm_")) >= 100 else "ptxas")
+    from triton.backends.nvidia.compiler import get_ptxas  # which of its two knows this text depends on its version
+
+    program = get_ptxas(int(arch.removeprefix("sm_"))).path
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(text)

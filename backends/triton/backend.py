@@ -18,12 +18,17 @@ from vqc.backends.triton.environment import (
     need_triton,
     place_for,
 )
+from vqc.backends.triton.halves import DTYPES
 from vqc.backends.triton.lowering import Action, Lowered, Lowerer, why_not
+from vqc.backends.triton.tuner import tuner_for
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import CompileReport, Executable
 from vqc.program import Program, op_text
 
-OPTIONS = {"fallback": ("eager", "none"), "binary": (None, "dot", "popcount"), "graph": (False, True)}
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "fallback": (None, "eager", "inductor", "none"), "binary": (None, "dot", "popcount"), "graph": (False, True),
+    "residual_dtype": tuple(DTYPES), "tune": (False, True),
+}  # fmt: skip
 
 
 class TritonExecutable(Executable):
@@ -74,7 +79,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if value not in OPTIONS[key]:
             raise TargetError(f"option {key} cannot be {value!r}",
                               way_out="use " + " or ".join(str(v) for v in OPTIONS[key]))  # fmt: skip
-    return {"fallback": "eager", "binary": None, "graph": False} | dict(options)
+    return {key: values[0] for key, values in OPTIONS.items()} | dict(options)
 
 
 def _bytes(program: Program) -> int:
@@ -88,9 +93,11 @@ def _bytes(program: Program) -> int:
 
 
 class TritonBackend(Backend):
-    """Options: `fallback` ("eager": PyTorch for operators without a kernel; "none": an error instead), `binary`
+    """Options: `fallback` for operators without a kernel ("inductor": PyTorch's compiler where it can join some, the
+    default on a GPU; "eager": PyTorch's operators one by one, the default without; "none": an error instead), `binary`
     ("dot" or "popcount" for binary convolutions; None: the cheaper one by prediction), `graph` (True: a step is one
-    CUDA graph)."""
+    CUDA graph), `residual_dtype` ("float16" or "bfloat16": float pictures between kernels lie in these), `tune` (True:
+    tiles are chosen by the clock, without a GPU on paper)."""
 
     name: ClassVar[str] = "triton"
 
@@ -111,14 +118,24 @@ class TritonBackend(Backend):
                               way_out="leave it out")  # fmt: skip
         if place.device.type == "cuda":
             check_memory(_bytes(program), torch.cuda.mem_get_info(place.device)[0], program.name)
-        lowered = Lowerer(program, place.device, opts["binary"]).lower()
+        tuner = tuner_for(place) if opts["tune"] else None
+        lowerer = Lowerer(program, place.device, opts["binary"], stored=DTYPES[opts["residual_dtype"]], tuner=tuner)
+        lowered = lowerer.lower()
         if lowered.fallbacks and opts["fallback"] == "none":
             raise refuse(program, lowered, "use option fallback=eager, or rewrite these operators")
+        fallback = opts["fallback"] or ("eager" if place.interpreted else "inductor")
+        if fallback == "inductor" and lowered.fallbacks:
+            from vqc.backends.triton import regions
+
+            lowered = regions.compiled(program, lowered, place.device)
         report = CompileReport(self.name, target, lowered.kernels, lowered.fallbacks)
         report.weight_bytes = sum(a.layer.weight_bytes for a in lowered.actions if a.layer is not None)
         report.state_bytes = sum(s.reset.numel() * s.reset.element_size() for s in program.states)
         made = sum(a.layer is not None for a in lowered.actions)
-        report.notes.append(f"{made} calls of Triton kernels, {len(lowered.actions) - made} of PyTorch's operators")
+        report.notes.append(f"{made} calls of Triton kernels, {len(lowered.fallbacks)} operators left to PyTorch")
+        if lowerer.half:
+            report.notes.append(f"{len(lowerer.half)} values between kernels are rounded to {opts['residual_dtype']}")
+        report.notes += [] if tuner is None else tuner.said()
         if place.interpreted:
             report.notes.append("kernels are interpreted on the CPU: right, and slow")
         made_ready = TritonExecutable(program, report, lowered, place)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqc.backends.triton import packing, tiles
 from vqc.backends.triton.convolution import Geometry
-from vqc.backends.triton.epilogue import Epilogue, Results, allocate
+from vqc.backends.triton.epilogue import Epilogue, Results, allocate, bits_of
 from vqc.backends.triton.launch import Launch, run
 from vqc.backends.triton.tiles import TILE, Tile
 
@@ -31,24 +31,25 @@ def choose(outputs: int, channels: int, taps: int, positions: int, masked: bool)
 
 
 class BinaryConvolution:
-    """`vqc::bconv2d` and its masked form on packed signs.
+    """`vqc::bconv2d`, its masked form and `vqc::bconv2d_threshold` on packed signs.
 
     Parameters: geometry of x [N,C,H,W] (no groups); weight s8 +1 and -1 [O,C,kh,kw]; scale f32 [O]; bias f32 [O] or
-    None; masked; the epilogue; a device; `way`, "dot" or "popcount" (None: the one that should be faster).
+    None; masked; the epilogue; a device; `way`, "dot" or "popcount" (None: the one that should be faster);
+    `threshold`: scale is the threshold s32 [O], bias the flip, bool [O], and the value before the epilogue is 1 or -1.
     """
 
     def __init__(self, geometry: Geometry, weight: Tensor, scale: Tensor, bias: Tensor | None, epilogue: Epilogue,
                  device: torch.device, *, masked: bool = False, way: str | None = None,
-                 tile: Tile | None = None):  # fmt: skip
+                 threshold: bool = False, tile: Tile | None = None):  # fmt: skip
         n, c, _, _ = geometry.shape
-        self.geometry, self.masked, self.device = geometry, masked, device
+        self.geometry, self.masked, self.threshold, self.device = geometry, masked, threshold, device
         self.outputs, _, self.kh, self.kw = weight.shape
         positions = n * geometry.out[0] * geometry.out[1]
         self.way = way or choose(self.outputs, c, self.kh * self.kw, positions, masked)
         self.words = -(-c // 32)
         self.epilogue = epilogue.to(device)
         self.scale = scale.to(device)
-        self.bias = None if bias is None else bias.to(device)
+        self.bias = None if bias is None else bits_of(bias).to(device)
         bits = epilogue.signs is not None
         if self.way == "dot":
             self.tile = tile or tiles.binary_dot(positions, self.outputs, self.words, masked, bits)
@@ -81,8 +82,8 @@ class BinaryConvolution:
             "stride_h": g.stride[0], "stride_w": g.stride[1], "pad_h": g.pad[0], "pad_w": g.pad[1],
             "dil_h": g.dilation[0], "dil_w": g.dilation[1],
         }  # fmt: skip
-        meta = {"KH": self.kh, "KW": self.kw, "BIAS": self.bias is not None, "MASKED": self.masked, **e.meta(),
-                "BM": tile.bm, "BN": tile.bn, "TW": TILE[1]}  # fmt: skip
+        meta = {"KH": self.kh, "KW": self.kw, "BIAS": self.bias is not None, "THRESHOLD": self.threshold,
+                "MASKED": self.masked, **e.meta(), "BM": tile.bm, "BN": tile.bn, "TW": TILE[1]}  # fmt: skip
         if self.way == "dot":
             meta |= {"BW": tile.bk}
         else:

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import fx
 
-from vqc.backends.triton.epilogue import Epilogue, Levels, Step
+from vqc.backends.triton.epilogue import FLAGS, Epilogue, Levels, Step
 from vqc.ops.exact import argument
 from vqc.program import Program, dtype_of, op_text, shape_of
 
 ALONE = {
     "aten.relu": "relu", "vqc.hardsigmoid": "hardsigmoid", "vqc.hardswish": "hardswish", "vqc.sigmoid": "sigmoid",
-    "vqc.tanh": "tanh", "vqc.silu": "silu",
+    "vqc.tanh": "tanh", "vqc.silu": "silu", "aten.abs": "abs",
 }  # fmt: skip
 SYMMETRIC = {"aten.add.Tensor": "add", "aten.mul.Tensor": "mul"}
 ORDERED = {"aten.sub.Tensor": "sub", "aten.rsub.Scalar": "rsub", "aten.rsub.Tensor": "rsub",
            "aten.div.Tensor": "div"}  # fmt: skip
-TURNED = {"sub": "rsub", "rsub": "sub"}
+COMPARED = {f"aten.{kind}.{of}": kind for kind in ("gt", "ge", "lt", "le") for of in ("Scalar", "Tensor")}
+TURNED = {"sub": "rsub", "rsub": "sub", "gt": "lt", "lt": "gt", "ge": "le", "le": "ge"}
 CLAMPS = ("aten.clamp", "aten.clamp_min", "aten.clamp_max", "aten.hardtanh", "aten.relu6")
 QUANTIZERS = ("quantized_decomposed.quantize_per_tensor", "quantized_decomposed.quantize_per_tensor.tensor",
               "quantized_decomposed.quantize_per_channel")  # fmt: skip
@@ -36,7 +37,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Chain:
-    """Calls that run in one kernel after a value: the steps, the calls they are, the quantizer and the signs fused."""
+    """Calls that run in one kernel after a value: the steps, the calls they are, the quantizer and the signs fused.
+
+    `stored`: how the end itself is stored where it is no float picture (levels of a requantizing layer, flags, signs).
+    """
 
     steps: tuple[Operand, ...]
     nodes: tuple[fx.Node, ...]
@@ -44,12 +48,19 @@ class Chain:
     levels: fx.Node | None
     signs: fx.Node | None
     value: bool  # whether the end's own value is read by anybody else
+    stored: Levels | None = None
 
 
 def is_picture(node: Any) -> bool:
     """Whether a node is a float32 tensor of four axes with something in it."""
     val = node.meta.get("val") if isinstance(node, fx.Node) else None
     return isinstance(val, torch.Tensor) and val.dtype == torch.float32 and val.ndim == 4 and val.numel() > 0
+
+
+def is_flags(node: Any) -> bool:
+    """Whether a node is a bool tensor of four axes with something in it."""
+    val = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return isinstance(val, torch.Tensor) and val.dtype == torch.bool and val.ndim == 4 and val.numel() > 0
 
 
 def place_of(shape: tuple[int, ...], of: tuple[int, ...]) -> str | None:
@@ -78,15 +89,18 @@ def _with(program: Program, node: fx.Node, kind: str, other: Any) -> list[Operan
 def steps_of(program: Program, node: fx.Node, value: fx.Node) -> list[Operand] | None:
     """What a call does to one of its operands, as steps; None when it is no step on it."""
     name = op_text(node.target)
-    if not is_picture(node) or not is_picture(value) or shape_of(node) != shape_of(value):
+    if name == "aten._to_copy" and is_flags(value) and is_picture(node) and shape_of(node) == shape_of(value):
+        return []  # in a kernel, flags are 1.0 and 0.0
+    compared = name in COMPARED
+    if not (is_flags if compared else is_picture)(node) or not is_picture(value) or shape_of(node) != shape_of(value):
         return None
     if name in ALONE:
         return [Operand(ALONE[name], "")]
-    if name in SYMMETRIC or name in ORDERED:
+    if name in SYMMETRIC or name in ORDERED or compared:
         if argument(node, "alpha", 1) != 1:
             return None
         first, second = node.args[0], node.args[1]
-        kind = SYMMETRIC.get(name) or ORDERED[name]
+        kind = SYMMETRIC.get(name) or ORDERED.get(name) or COMPARED[name]
         if first is value:
             return _with(program, node, kind, second)
         turned = None if kind == "div" else TURNED.get(kind, kind)
@@ -145,7 +159,7 @@ def grow(program: Program, head: fx.Node, first: list[Operand], packs: set[fx.No
     """
     steps, nodes, end = list(first), [head], head
     results = set(program.result_nodes)
-    while end not in results and len(end.users) == 1 and is_picture(end):
+    while end not in results and len(end.users) == 1 and (is_picture(end) or is_flags(end)):
         user = next(iter(end.users))
         more = None if user in taken or user.op != "call_function" else steps_of(program, user, end)
         if more is None or any(o.value is end for o in more):
@@ -157,7 +171,8 @@ def grow(program: Program, head: fx.Node, first: list[Operand], packs: set[fx.No
     levels = next((u for u in free if quantizer(program, u) is not None), None) if is_picture(end) else None
     packed = next((u for u in free if u in packs), None) if signs else None
     others = [u for u in end.users if u not in (levels, packed)]
-    return Chain(tuple(steps), tuple(nodes), end, levels, packed, bool(others) or end in results)
+    stored = FLAGS if is_flags(end) else None
+    return Chain(tuple(steps), tuple(nodes), end, levels, packed, bool(others) or end in results, stored)
 
 
 def epilogue(program: Program, chain: Chain) -> tuple[Epilogue, list[fx.Node]]:
@@ -176,6 +191,17 @@ def epilogue(program: Program, chain: Chain) -> tuple[Epilogue, list[fx.Node]]:
             else:
                 held = constant.reshape(-1).contiguous()
         steps.append(Step(o.kind, o.place, held))
-    levels = None if chain.levels is None else quantizer(program, chain.levels)
-    tau = None if chain.signs is None else program.constant(argument(chain.signs, "tau"))
-    return Epilogue(tuple(steps), chain.value, levels, tau), given
+    levels = chain.stored if chain.levels is None else quantizer(program, chain.levels)
+    tau = None
+    if chain.signs is not None:  # a test against a threshold gives 1 and -1
+        tested = op_text(chain.signs.target) != "vqc.binarize"
+        tau = torch.zeros(1) if tested else program.constant(argument(chain.signs, "tau"))
+    return Epilogue(tuple(steps), chain.value and chain.stored is None, levels, tau), given
+
+
+def results_of(chain: Chain) -> dict[str, fx.Node]:
+    """Which node each result of a chain's kernel is, by its name in `Results`."""
+    if chain.stored is not None:
+        return {"levels": chain.end}
+    gives = {"value": chain.end if chain.value else None, "levels": chain.levels, "signs": chain.signs}
+    return {k: v for k, v in gives.items() if v is not None}

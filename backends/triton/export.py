@@ -137,8 +137,9 @@ def _files(program: Program, arch: str, recorder: Recorder, compiled: list[Compi
     inputs, states, results = tensors
     written = {recorder.see(t) for t in inputs}  # all else holds something at the start: constants, states
     for made in recorder.launches:
-        written |= {recorder.see(t) for k in ("y_ptr", "q_ptr", "bits_ptr", "tiles_ptr", "count_ptr")
-                    if isinstance(t := made.args.get(k), Tensor)}  # fmt: skip
+        out = made.args.get("OUT", (None,) * 8)
+        stored = (out[0], out[1], out[6], *(made.args.get(k) for k in ("y_ptr", "tiles_ptr", "count_ptr")))
+        written |= {recorder.see(t) for t in stored if isinstance(t, Tensor)}
     keys = [k for k in recorder.order if k not in written] + [k for k in recorder.order if k in written]
     blocks, end, weights = {}, 0, bytearray()
     for key in keys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vqc.backends.triton import tiles
-from vqc.backends.triton.epilogue import Epilogue, Results, allocate, nhwc
+from vqc.backends.triton.epilogue import Epilogue, Results, allocate, bits_of, nhwc
 from vqc.backends.triton.launch import Launch, run
 from vqc.ops.pool import pool_windows
 from vqc.ops.resample import bilinear_table
@@ -24,16 +25,20 @@ class FloatLayer:
 
     Parameters: the kernel's name; the input's shape and the result's; the epilogue; a device; `args` and `meta`, the
     kernel's own arguments, tensors on the CPU; `more`, names of pointers that are given at run time after the
-    epilogue's operands; groups of output channels, which no block of channels crosses.
+    epilogue's operands; groups of output channels, which no block of channels crosses; masked: None for a kernel that
+    knows no mask, else whether it has one.
     """
 
     def __init__(self, kernel: str, shape: Sequence[int], out: Sequence[int], epilogue: Epilogue, device: torch.device,
                  args: Mapping[str, Any], meta: Mapping[str, Any], more: tuple[str, ...] = (),
-                 groups: int = 1):  # fmt: skip
+                 groups: int = 1, masked: bool | None = None):  # fmt: skip
         self.name, self.shape, self.out, self.device = kernel, tuple(shape), tuple(out), device
         self.epilogue, self.meta, self.more, self.groups = epilogue.to(device), dict(meta), more, groups
         self.args = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in args.items()}
+        self.masked = masked
         self.tile = tiles.pointwise(self.out[1] // groups, epilogue.signs is not None)
+        if masked:
+            self.tile = replace(self.tile, bm=tiles.TILE[0] * tiles.TILE[1], bn=min(self.tile.bn, 32), warps=8)
 
     @property
     def kernel(self) -> str:
@@ -45,8 +50,10 @@ class FloatLayer:
         """Bytes of weights and tables."""
         return sum(v.numel() * v.element_size() for v in self.args.values() if isinstance(v, Tensor))
 
-    def launches(self, x: Tensor, operands: Sequence[Tensor] = ()) -> tuple[list[Launch], Results]:
-        """The launch of one step and where its results will be; operands: the epilogue's, then those of `more`."""
+    def launches(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
+        """The launch of one step and where its results will be; operands: the epilogue's, then those of `more`; mask
+        and its tiles as `Convolution.launches`."""
         (n, _, h, w), (_, o, ho, wo) = self.shape, self.out
         memory, results = allocate(self.epilogue, n, ho, wo, o, self.device)
         own = len(operands) - len(self.more)
@@ -54,13 +61,20 @@ class FloatLayer:
         args = {"x_ptr": nhwc(x), "OPS": self.epilogue.operands(list(operands[:own])), **memory, **self.args, **extra,
                 "N": n, "H": h, "W": w, "HO": ho, "WO": wo, "O": o}  # fmt: skip
         meta = {**self.meta, **self.epilogue.meta(), "BM": self.tile.bm, "BN": self.tile.bn}
-        blocks = self.groups * -(-(o // self.groups) // self.tile.bn)
-        grid = (-(-n * ho * wo // self.tile.bm), blocks)
+        rows = -(-n * ho * wo // self.tile.bm)
+        if self.masked is not None:
+            listed, count = tiles_of_mask or (None, None)
+            args |= {"mask_ptr": mask, "tiles_ptr": listed, "count_ptr": count}
+            meta |= {"MASKED": self.masked, "TW": tiles.TILE[1]}
+        if self.masked:
+            rows = n * -(-ho // tiles.TILE[0]) * -(-wo // tiles.TILE[1])
+        grid = (rows, self.groups * -(-(o // self.groups) // self.tile.bn))
         return [Launch(self.name, grid, args, meta, self.tile.warps, self.tile.stages)], results
 
-    def __call__(self, x: Tensor, operands: Sequence[Tensor] = ()) -> Results:
-        """Run it."""
-        made, results = self.launches(x, operands)
+    def __call__(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> Results:  # fmt: skip
+        """Run it; arguments as `launches`."""
+        made, results = self.launches(x, operands, mask, tiles_of_mask)
         run(made[0])
         return results
 
@@ -96,15 +110,16 @@ def average(shape: Sequence[int], out: tuple[int, int], kernel: Sequence[int], s
 
 
 def conv(shape: Sequence[int], out: tuple[int, int], weight: Tensor, bias: Tensor | None, stride: Sequence[int],
-         pad: Sequence[int], dilation: Sequence[int], groups: int, epilogue: Epilogue,
-         device: torch.device) -> FloatLayer:  # fmt: skip
-    """`vqc::conv2d`; weight [O,C/groups,kh,kw]."""
+         pad: Sequence[int], dilation: Sequence[int], groups: int, epilogue: Epilogue, device: torch.device,
+         masked: bool = False) -> FloatLayer:  # fmt: skip
+    """`vqc::conv2d`, or (masked) `vqc::masked_conv2d` with its sums in that order; weight [O,C/groups,kh,kw]."""
     o, c, kh, kw = weight.shape
     args = {"w_ptr": weight.reshape(o, -1).t().contiguous(), "bias_ptr": bias, "CT": shape[1], "OG": o // groups,
             "stride_h": stride[0], "stride_w": stride[1], "pad_h": pad[0], "pad_w": pad[1], "dil_h": dilation[0],
             "dil_w": dilation[1]}  # fmt: skip
     meta = {"C": c, "KH": kh, "KW": kw, "BIAS": bias is not None}
-    return FloatLayer("windows.conv_f32", shape, (shape[0], o, *out), epilogue, device, args, meta, groups=groups)
+    return FloatLayer("windows.conv_f32", shape, (shape[0], o, *out), epilogue, device, args, meta, groups=groups,
+                      masked=masked)  # fmt: skip
 
 
 class Mean:
@@ -125,26 +140,33 @@ class Mean:
 class Channels:
     """Channels of some pictures put into others: `parts` says (input, its first channel, count, output, where to).
 
-    `outputs`: the number of channels of each picture that is made.
+    `outputs`: the number of channels of each picture that is made; `dtypes`: theirs, if not the first input's; `crop`:
+    (top, left, rows, columns) of the inputs' part that is taken, if not all.
     """
 
     kernel = "move_channels"
     weight_bytes = 0
 
-    def __init__(self, parts: Sequence[tuple[int, int, int, int, int]], outputs: Sequence[int]):
-        self.parts, self.outputs = tuple(parts), tuple(outputs)
+    def __init__(self, parts: Sequence[tuple[int, int, int, int, int]], outputs: Sequence[int],
+                 dtypes: Sequence[torch.dtype] | None = None,
+                 crop: tuple[int, int, int, int] | None = None):  # fmt: skip
+        self.parts, self.outputs, self.dtypes, self.crop = tuple(parts), tuple(outputs), dtypes, crop
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run it on pictures [N,C_i,H,W] of one dtype; the results in the channels_last format."""
+        """Run it on pictures [N,C_i,H,W]; the results in the channels_last format."""
         first = inputs[0]
-        n, _, h, w = first.shape
-        made = [torch.empty((n, h, w, c), dtype=first.dtype, device=first.device) for c in self.outputs]
+        n, _, high, wide = first.shape
+        top, left, h, w = self.crop or (0, 0, high, wide)
+        dtypes = self.dtypes or [first.dtype] * len(self.outputs)
+        made = [torch.empty((n, h, w, c), dtype=d, device=first.device)
+                for c, d in zip(self.outputs, dtypes, strict=True)]  # fmt: skip
         laid = [nhwc(x) for x in inputs]
         bm, bn = MOVE_BLOCK
         for source, at, count, target, to in self.parts:
-            args = {"x_ptr": laid[source], "y_ptr": made[target], "P": n * h * w, "count": count, "x_from": at,
+            args = {"x_ptr": laid[source], "y_ptr": bits_of(made[target]), "P": n * h * w, "H": high, "W": wide,
+                    "HO": h, "WO": w, "top": top, "left": left, "count": count, "x_from": at,
                     "x_channels": inputs[source].shape[1], "y_from": to,
                     "y_channels": self.outputs[target]}  # fmt: skip
             grid = (-(-n * h * w // bm), -(-count // bn))
-            run(Launch("moves.move_channels", grid, args, {"BM": bm, "BN": bn}))
+            run(Launch("moves.move_channels", grid, args, {"CROP": (h, w) != (high, wide), "BM": bm, "BN": bn}))
         return [y.permute(0, 3, 1, 2) for y in made]

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-POINTERS = {torch.float32: "*fp32", torch.int8: "*i8", torch.uint8: "*u8", torch.int32: "*i32"}
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.int16: "*i16", torch.int8: "*i8",
+            torch.uint8: "*u8", torch.int32: "*i32"}  # fmt: skip
 
 
 @dataclass(frozen=True)

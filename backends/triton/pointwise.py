@@ -13,7 +13,7 @@ from vqc.backends.triton.launch import Launch, run
 
 
 class Pointwise:
-    """Steps and results on one f32 tensor [N,C,H,W]."""
+    """Steps and results on one tensor [N,C,H,W]: f32, f16, bf16, or bool, s8 and u8, which are taken as numbers."""
 
     kernel = "pointwise"
     weight_bytes = 0
@@ -33,7 +33,7 @@ class Pointwise:
         return [Launch("pointwise.pointwise", grid, args, meta, self.tile.warps, self.tile.stages)], results
 
     def __call__(self, x: Tensor, operands: Sequence[Tensor] = ()) -> Results:
-        """Run it on x f32 [N,C,H,W]."""
+        """Run it on x [N,C,H,W]."""
         made, results = self.launches(x, operands)
         run(made[0])
         return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from vqc.backends.triton import floats, masks
 from vqc.backends.triton.binary import BinaryConvolution
 from vqc.backends.triton.convolution import Convolution, Geometry
-from vqc.backends.triton.epilogue import Epilogue, Levels, Step
+from vqc.backends.triton.epilogue import FLAGS, Epilogue, Levels, Step
 from vqc.backends.triton.launch import Launch, recording
 from vqc.backends.triton.pointwise import Pointwise
 from vqc.ops._common import conv_size, conv_transpose_size
@@ -58,17 +58,19 @@ def convolution(layer: Layer, epilogue: Epilogue, *, masked: bool = False, four_
                        four_bits=four_bits)  # fmt: skip
 
 
-def binary(layer: Layer, epilogue: Epilogue, way: str | None, *, masked: bool = False, device: torch.device = CPU,
-           seed: int = 0) -> BinaryConvolution:  # fmt: skip
-    """A binary convolution of a layer with random weights."""
+def binary(layer: Layer, epilogue: Epilogue, way: str | None, *, masked: bool = False, threshold: bool = False,
+           device: torch.device = CPU, seed: int = 0) -> BinaryConvolution:  # fmt: skip
+    """A binary convolution of a layer with random weights; threshold: one that ends in a test of its sums."""
     g = torch.Generator().manual_seed(seed)
     pad = layer.dilation * (layer.kernel - 1) // 2
     out = [conv_size(s, layer.kernel, layer.stride, pad, layer.dilation) for s in layer.size]
     weight = (2 * torch.randint(0, 2, (layer.o, layer.c, layer.kernel, layer.kernel), generator=g) - 1).to(torch.int8)
     where = Geometry((1, layer.c, *layer.size), (out[0], out[1]), (layer.stride,) * 2, (pad, pad),
                      (layer.dilation,) * 2, 1)  # fmt: skip
-    return BinaryConvolution(where, weight, torch.ones(layer.o), torch.zeros(layer.o), epilogue, device, masked=masked,
-                             way=way)  # fmt: skip
+    scale = torch.zeros(layer.o, dtype=torch.int32) if threshold else torch.ones(layer.o)
+    bias = torch.zeros(layer.o, dtype=torch.bool if threshold else torch.float32)
+    return BinaryConvolution(where, weight, scale, bias, epilogue, device, masked=masked, way=way,
+                             threshold=threshold)  # fmt: skip
 
 
 def _first(made: tuple[list[Launch], object]) -> Launch:
@@ -113,17 +115,25 @@ def samples() -> dict[str, Launch]:
         found[f"binary {way} masked"] = _first(
             binary(decoder, Epilogue(value=False, signs=torch.zeros(1)), way, masked=True)
             .launches(words(decoder), (), plain, listed))  # fmt: skip
+        layer = binary(decoder, Epilogue(value=False, signs=torch.zeros(1)), way, threshold=True)
+        found[f"binary {way} threshold"] = _first(layer.launches(words(decoder)))
     found["tiles of a mask"] = finder
     gates = Epilogue((Step("sigmoid"), Step("mul", "full", 0)))
     found["gate"] = _first(Pointwise((1, 64, 72, 128), gates, CPU).launches(full(64, (72, 128)), [full(64, (72, 128))]))
     tanh = Epilogue((Step("tanh"),), True, levels(64))
     found["tanh, levels"] = _first(Pointwise((1, 64, 72, 128), tanh, CPU).launches(full(64, (72, 128))))
-    return found | _floats()
+    flags = Epilogue((Step("abs"), Step("gt", "one", torch.zeros(1))), False, FLAGS)
+    found["flags"] = _first(Pointwise((1, 1, 72, 128), flags, CPU).launches(full(1, (72, 128))))
+    for dtype, name in ((torch.float16, "float16"), (torch.bfloat16, "bfloat16")):
+        stream = replace(residual, dtype=dtype)
+        other = full(64, decoder.size).to(dtype)
+        found[f"conv 3x3, residual in {name}"] = _first(convolution(decoder, stream).launches(u8(decoder), [other]))
+    return found | _floats(plain, listed)
 
 
-def _floats() -> dict[str, Launch]:
+def _floats(mask: torch.Tensor, listed: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Launch]:
     """Float layers and moves, each recorded as it is called."""
-    shape, half, u8 = (1, 24, 36, 64), (18, 32), Epilogue(value=False, levels=levels(24))
+    wide, shape, half, u8 = (1, 24, 72, 128), (1, 24, 36, 64), (18, 32), Epilogue(value=False, levels=levels(24))
     x, grid, weight = torch.empty(shape), torch.empty(1, 36, 64, 2), torch.zeros(8, 24, 3, 3)
     calls: dict[str, Callable[[], object]] = {
         "resize": lambda: floats.resize(shape, (72, 128), False, (2.0, 2.0), u8, CPU)(x),
@@ -132,7 +142,11 @@ def _floats() -> dict[str, Launch]:
         "mean": lambda: floats.Mean()(x),
         "ordered convolution": lambda: floats.conv(
             shape, (36, 64), weight, torch.zeros(8), [1, 1], [1, 1], [1, 1], 1, Epilogue(), CPU)(x),
+        "masked float convolution": lambda: floats.conv(
+            wide, (72, 128), weight, torch.zeros(8), [1, 1], [1, 1], [1, 1], 1, Epilogue(), CPU, masked=True)(
+            torch.empty(wide), (), mask, listed),
         "channels": lambda: floats.Channels([(0, 0, 24, 0, 24)], [48])([x]),
+        "crop": lambda: floats.Channels([(0, 0, 24, 0, 0)], [24], None, (1, 0, 35, 64))([x]),
     }  # fmt: skip
     found: dict[str, Launch] = {}
     for name, call in calls.items():

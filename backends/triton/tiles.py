@@ -40,12 +40,12 @@ def dense(positions: int, outputs: int, channels: int, taps: int, *, w4: bool = 
     """The default of `conv_i8`, and whether a step of the sum stays within one tap's channels.
 
     128 positions fill a warp group's wgmma of 64 rows twice; small pictures take fewer so that more programs run. Four
-    bits that are unpacked take registers: twice the warps.
+    bits that are unpacked take registers, and so do masks: twice the warps.
     """
     bk, aligned = reduction(channels, taps, w4)
     bn = power_above(outputs, 32 if bits else 16, 128)
     bm = 128 if masked or positions >= 8192 else 64
-    return Tile(bm, bn, bk, 8 if bm * bn >= 128 * (64 if w4 else 128) else 4, 3), aligned
+    return Tile(bm, bn, bk, 8 if bm * bn >= 128 * (64 if w4 or masked else 128) else 4, 3), aligned
 
 
 def depthwise(channels: int, masked: bool, bits: bool) -> Tile:

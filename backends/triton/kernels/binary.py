@@ -7,7 +7,7 @@ A tap outside the picture contributes 0.
 import triton
 import triton.language as tl
 
-from vqc.backends.triton.kernels.epilogue import finish
+from vqc.backends.triton.kernels.epilogue import finish, scaled
 from vqc.backends.triton.kernels.positions import position
 
 
@@ -21,66 +21,23 @@ def count_bits(x):
 
 
 @triton.jit
-def _scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS: tl.constexpr, MASKED: tl.constexpr):
-    y = acc.to(tl.float32) * tl.load(scale_ptr + channel, mask=used, other=0.0)[None, :]
-    if BIAS:
-        y = y + tl.load(bias_ptr + channel, mask=used, other=0.0)[None, :]
-    if MASKED:
-        keep = tl.load(mask_ptr + pixel, mask=live, other=0)
-        y = tl.where((keep != 0)[:, None], y, 0.0)
-    return y
+def _tested(acc, threshold_ptr, flip_ptr, channel, used):
+    """1.0 where a sum reaches its channel's threshold, else -1.0; the other way where flip is set."""
+    above = acc >= tl.load(threshold_ptr + channel, mask=used, other=0)[None, :]
+    flip = tl.load(flip_ptr + channel, mask=used, other=0)[None, :] != 0
+    return tl.where(above ^ flip, 1.0, -1.0)
 
 
 @triton.jit
-def bconv_dot(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    mask_ptr,
-    tiles_ptr,
-    count_ptr,
-    OPS,
-    y_ptr,
-    q_ptr,
-    inv_ptr,
-    zero_ptr,
-    low,
-    high,
-    bits_ptr,
-    tau_ptr,
-    N,
-    H,
-    W,
-    WC,
-    HP,
-    WP,
-    O,
-    WORDS,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dil_h,
-    dil_w,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    BIAS: tl.constexpr,
-    MASKED: tl.constexpr,
-    KINDS: tl.constexpr,
-    PLACES: tl.constexpr,
-    FLOAT: tl.constexpr,
-    LEVELS: tl.constexpr,
-    BITS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BW: tl.constexpr,
-    TW: tl.constexpr,
-):
+def bconv_dot(x_ptr, w_ptr, scale_ptr, bias_ptr, mask_ptr, tiles_ptr, count_ptr, OPS, OUT, N, H, W, WC, HP, WP, O,
+              stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, KH: tl.constexpr, KW: tl.constexpr, BIAS: tl.constexpr,
+              THRESHOLD: tl.constexpr, MASKED: tl.constexpr, HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+              BW: tl.constexpr, TW: tl.constexpr):  # fmt: skip
     """Bits turned into s8 +1 and -1 in registers, BW words of a tap at a time, then a matrix product.
 
     w: s8 [O, KH*KW*WP32] of +1, -1, and 0 where there is no channel; WP32 = 32 * BW * ceil(WC / BW). scale, bias f32
-    [O]. Grid: (blocks of positions, ceil(O / BN)). Mask, steps and results as `conv.conv_i8`.
+    [O]. THRESHOLD: scale is the threshold s32 [O] and bias says where the test is turned, u8 [O]; the value is 1 or -1.
+    Grid: (blocks of positions, ceil(O / BN)). Mask, steps and results as `conv.conv_i8`.
     """
     image, i, j, live, active = position(tl.program_id(0), N, HP, WP, tiles_ptr, count_ptr, MASKED, BM, TW)
     first = tl.program_id(1) * BN
@@ -107,81 +64,18 @@ def bconv_dot(
         w = tl.load(w_ptr + channel[None, :] * (total * BW * 32) + k[:, None], mask=used[None, :], other=0)
         acc = tl.dot(a, w, acc, out_dtype=tl.int32)
     pixel = (image * HP + i) * WP + j
-    v = _scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS, MASKED)
-    finish(
-        v,
-        OPS,
-        KINDS,
-        PLACES,
-        y_ptr,
-        q_ptr,
-        inv_ptr,
-        zero_ptr,
-        low,
-        high,
-        bits_ptr,
-        tau_ptr,
-        pixel,
-        image,
-        first,
-        O,
-        live,
-        O,
-        WORDS,
-        FLOAT,
-        LEVELS,
-        BITS,
-        BM,
-        BN,
-    )
+    if THRESHOLD:
+        v = _tested(acc, scale_ptr, bias_ptr, channel, used)
+    else:
+        v = scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS, MASKED)
+    finish(v, OPS, OUT, HOW, pixel, image, first, O, live, O, BM, BN)
 
 
 @triton.jit
-def bconv_popcount(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    mask_ptr,
-    tiles_ptr,
-    count_ptr,
-    OPS,
-    y_ptr,
-    q_ptr,
-    inv_ptr,
-    zero_ptr,
-    low,
-    high,
-    bits_ptr,
-    tau_ptr,
-    N,
-    H,
-    W,
-    C,
-    WC,
-    HP,
-    WP,
-    O,
-    WORDS,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dil_h,
-    dil_w,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    BIAS: tl.constexpr,
-    MASKED: tl.constexpr,
-    KINDS: tl.constexpr,
-    PLACES: tl.constexpr,
-    FLOAT: tl.constexpr,
-    LEVELS: tl.constexpr,
-    BITS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    TW: tl.constexpr,
-):
+def bconv_popcount(x_ptr, w_ptr, scale_ptr, bias_ptr, mask_ptr, tiles_ptr, count_ptr, OPS, OUT, N, H, W, C, WC, HP,
+                   WP, O, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, KH: tl.constexpr, KW: tl.constexpr,
+                   BIAS: tl.constexpr, THRESHOLD: tl.constexpr, MASKED: tl.constexpr, HOW: tl.constexpr,
+                   BM: tl.constexpr, BN: tl.constexpr, TW: tl.constexpr):  # fmt: skip
     """sum x * w = C * (taps inside) - 2 * (bits in which x and w differ), on ordinary cores.
 
     w: int32 words [KH*KW*WC, O], no bit set where there is no channel. The rest as `bconv_dot`.
@@ -208,30 +102,8 @@ def bconv_popcount(
         inside_words += inside.to(tl.int32)
     acc = (inside_words // WC * C)[:, None] - 2 * differ
     pixel = (image * HP + i) * WP + j
-    v = _scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS, MASKED)
-    finish(
-        v,
-        OPS,
-        KINDS,
-        PLACES,
-        y_ptr,
-        q_ptr,
-        inv_ptr,
-        zero_ptr,
-        low,
-        high,
-        bits_ptr,
-        tau_ptr,
-        pixel,
-        image,
-        first,
-        O,
-        live,
-        O,
-        WORDS,
-        FLOAT,
-        LEVELS,
-        BITS,
-        BM,
-        BN,
-    )
+    if THRESHOLD:
+        v = _tested(acc, scale_ptr, bias_ptr, channel, used)
+    else:
+        v = scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS, MASKED)
+    finish(v, OPS, OUT, HOW, pixel, image, first, O, live, O, BM, BN)

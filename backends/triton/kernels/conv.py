@@ -13,7 +13,7 @@ with the taps that meet its rows and columns.
 import triton
 import triton.language as tl
 
-from vqc.backends.triton.kernels.epilogue import finish
+from vqc.backends.triton.kernels.epilogue import finish, scaled
 from vqc.backends.triton.kernels.positions import position
 
 
@@ -33,29 +33,9 @@ def _to_s8(x, U8: tl.constexpr):
 
 
 @triton.jit
-def _taps(
-    x_ptr,
-    k0,
-    top,
-    left,
-    origin,
-    live,
-    group,
-    H,
-    W,
-    CT,
-    dil_h,
-    dil_w,
-    zero,
-    zeros_ptr,
-    C: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    U8: tl.constexpr,
-    ZEROS: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BK: tl.constexpr,
-):
+def _taps(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C: tl.constexpr,
+          KH: tl.constexpr, KW: tl.constexpr, U8: tl.constexpr, ZEROS: tl.constexpr, ALIGNED: tl.constexpr,
+          BK: tl.constexpr):  # fmt: skip
     """The s8 operand [BM,BK] of taps k0 .. k0+BK-1, k = (tap row * KW + tap column) * C + channel."""
     if ALIGNED:  # BK channels of one tap
         tap = k0 // C
@@ -80,67 +60,11 @@ def _taps(
 
 
 @triton.jit
-def conv_i8(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    corr_ptr,
-    zeros_ptr,
-    zero,
-    mask_ptr,
-    tiles_ptr,
-    count_ptr,
-    OPS,
-    y_ptr,
-    q_ptr,
-    inv_ptr,
-    zero_ptr,
-    low,
-    high,
-    bits_ptr,
-    tau_ptr,
-    N,
-    H,
-    W,
-    CT,
-    HP,
-    WP,
-    HO,
-    WO,
-    O,
-    OG,
-    WORDS,
-    KPAD,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dil_h,
-    dil_w,
-    step_h,
-    step_w,
-    at_h,
-    at_w,
-    C: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    U8: tl.constexpr,
-    ZEROS: tl.constexpr,
-    BIAS: tl.constexpr,
-    W4: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    MASKED: tl.constexpr,
-    KINDS: tl.constexpr,
-    PLACES: tl.constexpr,
-    FLOAT: tl.constexpr,
-    LEVELS: tl.constexpr,
-    BITS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    TW: tl.constexpr,
-):
+def conv_i8(x_ptr, w_ptr, scale_ptr, bias_ptr, corr_ptr, zeros_ptr, zero, mask_ptr, tiles_ptr, count_ptr, OPS, OUT, N,
+            H, W, CT, HP, WP, HO, WO, O, OG, KPAD, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, step_h, step_w,
+            at_h, at_w, C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, U8: tl.constexpr, ZEROS: tl.constexpr,
+            BIAS: tl.constexpr, W4: tl.constexpr, ALIGNED: tl.constexpr, MASKED: tl.constexpr, HOW: tl.constexpr,
+            BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TW: tl.constexpr):  # fmt: skip
     """Dense, grouped, masked convolution and linear layers (a linear layer is a 1x1 convolution of 1x1 pictures).
 
     w: s8 [O,KPAD], a filter's taps in the order of `_taps`, zeros from KH*KW*C on. W4: two weights of 4 bits a byte,
@@ -169,172 +93,30 @@ def conv_i8(
             half = k0 // 2 + tl.arange(0, HALF)
             both = tl.load(w_ptr + channel[None, :] * (KPAD // 2) + half[:, None], mask=used[None, :], other=0)
             both = both.to(tl.int8, bitcast=True)
-            a = _taps(
-                x_ptr,
-                k0,
-                top,
-                left,
-                origin,
-                live,
-                group,
-                H,
-                W,
-                CT,
-                dil_h,
-                dil_w,
-                zero,
-                zeros_ptr,
-                C,
-                KH,
-                KW,
-                U8,
-                ZEROS,
-                ALIGNED,
-                HALF,
-            )
+            a = _taps(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C, KH, KW,
+                      U8, ZEROS, ALIGNED, HALF)  # fmt: skip
             acc = tl.dot(a, (both << 4) >> 4, acc, out_dtype=tl.int32)
-            a = _taps(
-                x_ptr,
-                k0 + HALF,
-                top,
-                left,
-                origin,
-                live,
-                group,
-                H,
-                W,
-                CT,
-                dil_h,
-                dil_w,
-                zero,
-                zeros_ptr,
-                C,
-                KH,
-                KW,
-                U8,
-                ZEROS,
-                ALIGNED,
-                HALF,
-            )
+            a = _taps(x_ptr, k0 + HALF, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C,
+                      KH, KW, U8, ZEROS, ALIGNED, HALF)  # fmt: skip
             acc = tl.dot(a, both >> 4, acc, out_dtype=tl.int32)
         else:
             k = k0 + tl.arange(0, BK)
             w = tl.load(w_ptr + channel[None, :] * KPAD + k[:, None], mask=used[None, :], other=0)
-            a = _taps(
-                x_ptr,
-                k0,
-                top,
-                left,
-                origin,
-                live,
-                group,
-                H,
-                W,
-                CT,
-                dil_h,
-                dil_w,
-                zero,
-                zeros_ptr,
-                C,
-                KH,
-                KW,
-                U8,
-                ZEROS,
-                ALIGNED,
-                BK,
-            )
+            a = _taps(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C, KH, KW,
+                      U8, ZEROS, ALIGNED, BK)  # fmt: skip
             acc = tl.dot(a, w, acc, out_dtype=tl.int32)
     acc -= tl.load(corr_ptr + channel, mask=used, other=0)[None, :]
-    y = acc.to(tl.float32) * tl.load(scale_ptr + channel, mask=used, other=0.0)[None, :]
-    if BIAS:
-        y = y + tl.load(bias_ptr + channel, mask=used, other=0.0)[None, :]
     pixel = (image * HO + i * step_h + at_h) * WO + j * step_w + at_w
-    if MASKED:
-        keep = tl.load(mask_ptr + pixel, mask=live, other=0)
-        y = tl.where((keep != 0)[:, None], y, 0.0)
-    finish(
-        y,
-        OPS,
-        KINDS,
-        PLACES,
-        y_ptr,
-        q_ptr,
-        inv_ptr,
-        zero_ptr,
-        low,
-        high,
-        bits_ptr,
-        tau_ptr,
-        pixel,
-        image,
-        first,
-        last,
-        live,
-        O,
-        WORDS,
-        FLOAT,
-        LEVELS,
-        BITS,
-        BM,
-        BN,
-    )
+    y = scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS, MASKED)
+    finish(y, OPS, OUT, HOW, pixel, image, first, last, live, O, BM, BN)
 
 
 @triton.jit
-def depthwise_i8(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    zeros_ptr,
-    zero,
-    mask_ptr,
-    tiles_ptr,
-    count_ptr,
-    OPS,
-    y_ptr,
-    q_ptr,
-    inv_ptr,
-    zero_ptr,
-    low,
-    high,
-    bits_ptr,
-    tau_ptr,
-    N,
-    H,
-    W,
-    CT,
-    HP,
-    WP,
-    HO,
-    WO,
-    O,
-    WORDS,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dil_h,
-    dil_w,
-    step_h,
-    step_w,
-    at_h,
-    at_w,
-    EACH: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    ZEROS: tl.constexpr,
-    BIAS: tl.constexpr,
-    MASKED: tl.constexpr,
-    KINDS: tl.constexpr,
-    PLACES: tl.constexpr,
-    FLOAT: tl.constexpr,
-    LEVELS: tl.constexpr,
-    BITS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    TW: tl.constexpr,
-):
+def depthwise_i8(x_ptr, w_ptr, scale_ptr, bias_ptr, zeros_ptr, zero, mask_ptr, tiles_ptr, count_ptr, OPS, OUT, N, H,
+                 W, CT, HP, WP, HO, WO, O, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, step_h, step_w, at_h, at_w,
+                 EACH: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ZEROS: tl.constexpr, BIAS: tl.constexpr,
+                 MASKED: tl.constexpr, HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                 TW: tl.constexpr):  # fmt: skip
     """Convolution of one input channel an output channel, EACH outputs of every input: no matrix product.
 
     w: s8 [KH*KW,O]. The other arguments are those of `conv_i8`; grid: (blocks of positions, ceil(O / BN)).
@@ -361,36 +143,6 @@ def depthwise_i8(
         a = tl.load(x_ptr + (origin + y * W + x)[:, None] * CT + source[None, :], mask=mask, other=0).to(tl.int32)
         w = tl.load(w_ptr + tap * O + channel, mask=used, other=0).to(tl.int32)
         acc += tl.where(inside[:, None], (a - z) * w[None, :], 0)
-    v = acc.to(tl.float32) * tl.load(scale_ptr + channel, mask=used, other=0.0)[None, :]
-    if BIAS:
-        v = v + tl.load(bias_ptr + channel, mask=used, other=0.0)[None, :]
     pixel = (image * HO + i * step_h + at_h) * WO + j * step_w + at_w
-    if MASKED:
-        keep = tl.load(mask_ptr + pixel, mask=live, other=0)
-        v = tl.where((keep != 0)[:, None], v, 0.0)
-    finish(
-        v,
-        OPS,
-        KINDS,
-        PLACES,
-        y_ptr,
-        q_ptr,
-        inv_ptr,
-        zero_ptr,
-        low,
-        high,
-        bits_ptr,
-        tau_ptr,
-        pixel,
-        image,
-        first,
-        O,
-        live,
-        O,
-        WORDS,
-        FLOAT,
-        LEVELS,
-        BITS,
-        BM,
-        BN,
-    )
+    v = scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS, MASKED)
+    finish(v, OPS, OUT, HOW, pixel, image, first, O, live, O, BM, BN)

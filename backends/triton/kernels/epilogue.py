@@ -1,23 +1,31 @@
 """What follows the sums: steps on one value, in order, then where it goes.
 
-Steps are named by two tuples of equal length known when the kernel is compiled: KINDS, what is done, and PLACES, how
-the other operand lies. OPS holds the operands' pointers, None for steps that have none.
+A step has a kind, what is done, and a place, how the other operand lies; both are known when the kernel is compiled.
+OPS holds the operands' pointers, None for steps that have none.
 
-    kind: relu hardsigmoid hardswish sigmoid tanh silu     of the value alone
-          add mul sub rsub div                             of the value and an operand, f32 (rsub: operand - value)
+    kind: relu hardsigmoid hardswish sigmoid tanh silu abs of the value alone
+          add mul sub rsub div                             of the value and an operand (rsub: operand - value)
           prelu least most                                 the operand is the slope, the lower bound, the upper one
+          gt ge lt le                                      1 where the value compares so with the operand, else 0
+          sign                                             -1 where the value is below the operand, else 1
     place: "full" [N,Ho,Wo,O]; "plane" [N,Ho,Wo]; "image" [N,O]; "channel" [O]; "one" [1]; "" no operand
+
+Every kernel that ends in `finish` takes three arguments for it and hands them on as they are (`epilogue.Epilogue` makes
+them): OPS; OUT = (y, q, inv, zero, low, high, bits, tau), where results go and what quantizers need; and, known when
+it is compiled, HOW = (FLOAT, LEVELS, BITS, kind, place, kind, place, ..), flat as Triton 3.7 wants it.
 """
 
 import triton
 import triton.language as tl
 
 from vqc.backends.triton.kernels.exact import (
+    as_float,
     at_least,
     at_most,
     exact_hardsigmoid,
     exact_sigmoid,
     exact_tanh,
+    stored_as,
     whole,
 )
 
@@ -51,6 +59,18 @@ def _step(y, r, KIND: tl.constexpr):
     elif KIND == "div":
         y, r = tl.broadcast(y, r)
         y = tl.math.div_rn(y, r)
+    elif KIND == "abs":
+        y = tl.abs(y)
+    elif KIND == "gt":
+        y = tl.where(y > r, 1.0, 0.0)
+    elif KIND == "ge":
+        y = tl.where(y >= r, 1.0, 0.0)
+    elif KIND == "lt":
+        y = tl.where(y < r, 1.0, 0.0)
+    elif KIND == "le":
+        y = tl.where(y <= r, 1.0, 0.0)
+    elif KIND == "sign":
+        y = tl.where(y < r, -1.0, 1.0)
     else:
         tl.static_assert(KIND == "prelu")
         y = tl.where(y > 0.0, y, y * r)
@@ -58,34 +78,34 @@ def _step(y, r, KIND: tl.constexpr):
 
 
 @triton.jit
-def apply_steps(y, OPS, KINDS: tl.constexpr, PLACES: tl.constexpr, pixel, image, channel, live, used, O):
+def apply_steps(y, OPS, HOW: tl.constexpr, pixel, image, channel, live, used, O):
     """All steps on y f32 [BM,BN]. pixel, image: [BM] numbers of the output position and of its picture; channel: [BN];
     live [BM], used [BN]: which of them exist; O: channels of the output."""
     mask = live[:, None] & used[None, :]
-    for i in tl.static_range(len(KINDS)):
-        if PLACES[i] == "full":
-            r = tl.load(OPS[i] + pixel[:, None] * O + channel[None, :], mask=mask, other=0.0)
-            y = _step(y, r, KINDS[i])
-        elif PLACES[i] == "plane":
-            r = tl.load(OPS[i] + pixel, mask=live, other=0.0)
-            y = _step(y, r[:, None], KINDS[i])
-        elif PLACES[i] == "image":
-            r = tl.load(OPS[i] + image[:, None] * O + channel[None, :], mask=mask, other=0.0)
-            y = _step(y, r, KINDS[i])
-        elif PLACES[i] == "channel":
-            r = tl.load(OPS[i] + channel, mask=used, other=0.0)
-            y = _step(y, r[None, :], KINDS[i])
-        elif PLACES[i] == "one":
-            y = _step(y, tl.load(OPS[i]), KINDS[i])
+    for i in tl.static_range((len(HOW) - 3) // 2):
+        if HOW[4 + 2 * i] == "full":
+            r = as_float(tl.load(OPS[i] + pixel[:, None] * O + channel[None, :], mask=mask, other=0))
+            y = _step(y, r, HOW[3 + 2 * i])
+        elif HOW[4 + 2 * i] == "plane":
+            r = as_float(tl.load(OPS[i] + pixel, mask=live, other=0))
+            y = _step(y, r[:, None], HOW[3 + 2 * i])
+        elif HOW[4 + 2 * i] == "image":
+            r = as_float(tl.load(OPS[i] + image[:, None] * O + channel[None, :], mask=mask, other=0))
+            y = _step(y, r, HOW[3 + 2 * i])
+        elif HOW[4 + 2 * i] == "channel":
+            r = as_float(tl.load(OPS[i] + channel, mask=used, other=0))
+            y = _step(y, r[None, :], HOW[3 + 2 * i])
+        elif HOW[4 + 2 * i] == "one":
+            y = _step(y, as_float(tl.load(OPS[i])), HOW[3 + 2 * i])
         else:
-            y = _step(y, 0.0, KINDS[i])
+            y = _step(y, 0.0, HOW[3 + 2 * i])
     return y
 
 
 @triton.jit
 def store_float(y, y_ptr, pixel, channel, mask, O):
-    """y f32 [BM,BN] to [N,Ho,Wo,O]."""
-    tl.store(y_ptr + pixel[:, None] * O + channel[None, :], y, mask=mask)
+    """y f32 [BM,BN] to [N,Ho,Wo,O], rounded once to what is stored there."""
+    tl.store(y_ptr + pixel[:, None] * O + channel[None, :], stored_as(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -102,10 +122,9 @@ def store_levels(y, q_ptr, inv_ptr, zero_ptr, low, high, pixel, channel, used, m
 
 
 @triton.jit
-def store_bits(
-    y, bits_ptr, tau_ptr, pixel, first, live, O, WORDS, CHANNELS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """The signs of y - tau, 32 channels in one int32 word, [N,Ho,Wo,WORDS]: bit 0 where y < tau, else 1.
+def store_bits(y, bits_ptr, tau_ptr, pixel, first, live, O, CHANNELS: tl.constexpr, BM: tl.constexpr,
+               BN: tl.constexpr):  # fmt: skip
+    """The signs of y - tau, 32 channels in one int32 word, [N,Ho,Wo,ceil(O/32)]: bit 0 where y < tau, else 1.
 
     `first`: the first channel, a multiple of 32; bits of channels that do not exist are 0. tau f32 [1], or [O].
     """
@@ -117,51 +136,49 @@ def store_bits(
         tau = tl.load(tau_ptr)
     bit = tl.where((y < tau) | (channel >= O)[None, :], 0, 1).to(tl.uint32)
     place = tl.arange(0, 32).to(tl.uint32)
+    total = (O + 31) // 32
     words = tl.sum(tl.reshape(bit, (BM, BN // 32, 32)) << place[None, None, :], axis=2).to(tl.uint32)
     word = first // 32 + tl.arange(0, BN // 32)
-    mask = live[:, None] & (word < WORDS)[None, :]
-    tl.store(bits_ptr + pixel[:, None] * WORDS + word[None, :], words.to(tl.int32, bitcast=True), mask=mask)
+    mask = live[:, None] & (word < total)[None, :]
+    tl.store(bits_ptr + pixel[:, None] * total + word[None, :], words.to(tl.int32, bitcast=True), mask=mask)
 
 
 @triton.jit
-def finish(
-    y,
-    OPS,
-    KINDS: tl.constexpr,
-    PLACES: tl.constexpr,
-    y_ptr,
-    q_ptr,
-    inv_ptr,
-    zero_ptr,
-    low,
-    high,
-    bits_ptr,
-    tau_ptr,
-    pixel,
-    image,
-    first,
-    last,
-    live,
-    O,
-    WORDS,
-    FLOAT: tl.constexpr,
-    LEVELS: tl.constexpr,
-    BITS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+def scaled(acc, scale_ptr, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS: tl.constexpr, MASKED: tl.constexpr):
+    """Integer sums [BM,BN] as floats: times scale f32 [O], plus bias f32 [O], 0 where mask u8 [N,Ho,Wo] is 0."""
+    y = acc.to(tl.float32) * tl.load(scale_ptr + channel, mask=used, other=0.0)[None, :]
+    return shifted(y, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS, MASKED)
+
+
+@triton.jit
+def shifted(y, bias_ptr, mask_ptr, pixel, channel, used, live, BIAS: tl.constexpr, MASKED: tl.constexpr):
+    """Float sums [BM,BN] plus bias f32 [O], 0 where mask u8 [N,Ho,Wo] is 0."""
+    if BIAS:
+        y = y + tl.load(bias_ptr + channel, mask=used, other=0.0)[None, :]
+    if MASKED:
+        keep = tl.load(mask_ptr + pixel, mask=live, other=0)
+        y = tl.where((keep != 0)[:, None], y, 0.0)
+    return y
+
+
+@triton.jit
+def finish(y, OPS, OUT, HOW: tl.constexpr, pixel, image, first, last, live, O, BM: tl.constexpr,
+           BN: tl.constexpr):  # fmt: skip
     """Steps, then every result that is asked for.
 
-    first: the first channel; last: one past the last one of this group. FLOAT: the value to y_ptr. LEVELS: "",
-    "tensor" or "channel", quantized to q_ptr. BITS: the same for signs to bits_ptr.
+    first: the first channel; last: one past the last one of this group. FLOAT: the value to y. LEVELS: "", "tensor" or
+    "channel", quantized to q. BITS: the same for signs to bits.
     """
+    FLOAT: tl.constexpr = HOW[0]
+    LEVELS: tl.constexpr = HOW[1]
+    BITS: tl.constexpr = HOW[2]
     channel = first + tl.arange(0, BN)
     used = channel < last
     mask = live[:, None] & used[None, :]
-    y = apply_steps(y, OPS, KINDS, PLACES, pixel, image, channel, live, used, O)
+    y = apply_steps(y, OPS, HOW, pixel, image, channel, live, used, O)
     if FLOAT:
-        store_float(y, y_ptr, pixel, channel, mask, O)
+        store_float(y, OUT[0], pixel, channel, mask, O)
     if LEVELS != "":
-        store_levels(y, q_ptr, inv_ptr, zero_ptr, low, high, pixel, channel, used, mask, O, LEVELS == "channel")
+        store_levels(y, OUT[1], OUT[2], OUT[3], OUT[4], OUT[5], pixel, channel, used, mask, O, LEVELS == "channel")
     if BITS != "":
-        store_bits(y, bits_ptr, tau_ptr, pixel, first, live, O, WORDS, BITS == "channel", BM, BN)
+        store_bits(y, OUT[6], OUT[7], pixel, first, live, O, BITS == "channel", BM, BN)

@@ -24,6 +24,31 @@ _WHOLE = tl.constexpr(12582912.0)
 
 
 @triton.jit
+def as_float(x):
+    """Values of a picture as f32; int16 holds the bits of bfloat16 (`stored_as`)."""
+    if x.dtype == tl.int16:
+        y = (x.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        y = x.to(tl.float32)
+    return y
+
+
+@triton.jit
+def stored_as(y, DTYPE: tl.constexpr):
+    """f32 rounded once, ties to even, to a dtype; int16: to bfloat16's bits.
+
+    By whole numbers, since the interpreter's own bfloat16 is not rounded right.
+    """
+    if DTYPE == tl.int16:  # noqa: SIM300
+        bits = y.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        made = tl.where(y != y, 0x7FC0, bits.to(tl.int32)).to(tl.int16)
+    else:
+        made = y.to(DTYPE)
+    return made
+
+
+@triton.jit
 def at_least(x, low):
     """max(x, low), NaN where x is NaN, as torch.clamp_min."""
     return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)

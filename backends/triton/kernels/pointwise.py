@@ -4,33 +4,12 @@ import triton
 import triton.language as tl
 
 from vqc.backends.triton.kernels.epilogue import finish
+from vqc.backends.triton.kernels.exact import as_float
 
 
 @triton.jit
-def pointwise(
-    x_ptr,
-    OPS,
-    y_ptr,
-    q_ptr,
-    inv_ptr,
-    zero_ptr,
-    low,
-    high,
-    bits_ptr,
-    tau_ptr,
-    P,
-    HW,
-    O,
-    WORDS,
-    KINDS: tl.constexpr,
-    PLACES: tl.constexpr,
-    FLOAT: tl.constexpr,
-    LEVELS: tl.constexpr,
-    BITS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """Steps on x f32 [P,O], P positions of pictures of HW each; results as `epilogue.finish`.
+def pointwise(x_ptr, OPS, OUT, P, HW, O, HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Steps on x [P,O], taken as f32, P positions of pictures of HW each; results as `epilogue.finish`.
 
     Grid: (ceil(P / BM), ceil(O / BN)).
     """
@@ -38,30 +17,5 @@ def pointwise(
     first = tl.program_id(1) * BN
     channel = first + tl.arange(0, BN)
     live = pixel < P
-    x = tl.load(x_ptr + pixel[:, None] * O + channel[None, :], mask=live[:, None] & (channel < O)[None, :], other=0.0)
-    finish(
-        x,
-        OPS,
-        KINDS,
-        PLACES,
-        y_ptr,
-        q_ptr,
-        inv_ptr,
-        zero_ptr,
-        low,
-        high,
-        bits_ptr,
-        tau_ptr,
-        pixel,
-        pixel // HW,
-        first,
-        O,
-        live,
-        O,
-        WORDS,
-        FLOAT,
-        LEVELS,
-        BITS,
-        BM,
-        BN,
-    )
+    x = tl.load(x_ptr + pixel[:, None] * O + channel[None, :], mask=live[:, None] & (channel < O)[None, :], other=0)
+    finish(as_float(x), OPS, OUT, HOW, pixel, pixel // HW, first, O, live, O, BM, BN)

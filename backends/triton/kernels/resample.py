@@ -4,15 +4,13 @@ import triton
 import triton.language as tl
 
 from vqc.backends.triton.kernels.epilogue import finish
-from vqc.backends.triton.kernels.exact import at_least, at_most
+from vqc.backends.triton.kernels.exact import as_float, at_least, at_most
 from vqc.backends.triton.kernels.positions import position
 
 
 @triton.jit
-def resize_bilinear(x_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr, OPS, y_ptr, q_ptr, inv_ptr,
-                    zero_ptr, low, high, bits_ptr, tau_ptr, N, H, W, HO, WO, O, WORDS, KINDS: tl.constexpr,
-                    PLACES: tl.constexpr, FLOAT: tl.constexpr, LEVELS: tl.constexpr, BITS: tl.constexpr,
-                    BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+def resize_bilinear(x_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr, OPS, OUT, N, H, W, HO, WO, O,
+                    HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """`vqc::resize_bilinear` of x [N,H,W,O], then an epilogue.
 
     rows s32 [2,HO] and row_weights f32 [2,HO]: the two source rows of every output row and what they weigh; columns
@@ -32,13 +30,12 @@ def resize_bilinear(x_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weight
     v1 = tl.load(row_weights_ptr + HO + i, mask=live, other=0.0)[:, None]
     top = image * (H * W) + y0 * W
     bottom = image * (H * W) + y1 * W
-    a = tl.load(x_ptr + (top + x0)[:, None] * O + channel[None, :], mask=mask, other=0.0) * u0
-    a = a + tl.load(x_ptr + (top + x1)[:, None] * O + channel[None, :], mask=mask, other=0.0) * u1
-    b = tl.load(x_ptr + (bottom + x0)[:, None] * O + channel[None, :], mask=mask, other=0.0) * u0
-    b = b + tl.load(x_ptr + (bottom + x1)[:, None] * O + channel[None, :], mask=mask, other=0.0) * u1
+    a = as_float(tl.load(x_ptr + (top + x0)[:, None] * O + channel[None, :], mask=mask, other=0)) * u0
+    a = a + as_float(tl.load(x_ptr + (top + x1)[:, None] * O + channel[None, :], mask=mask, other=0)) * u1
+    b = as_float(tl.load(x_ptr + (bottom + x0)[:, None] * O + channel[None, :], mask=mask, other=0)) * u0
+    b = b + as_float(tl.load(x_ptr + (bottom + x1)[:, None] * O + channel[None, :], mask=mask, other=0)) * u1
     y = a * v0 + b * v1
-    finish(y, OPS, KINDS, PLACES, y_ptr, q_ptr, inv_ptr, zero_ptr, low, high, bits_ptr, tau_ptr,
-           (image * HO + i) * WO + j, image, first, O, live, O, WORDS, FLOAT, LEVELS, BITS, BM, BN)  # fmt: skip
+    finish(y, OPS, OUT, HOW, (image * HO + i) * WO + j, image, first, O, live, O, BM, BN)
 
 
 @triton.jit
@@ -58,7 +55,7 @@ def _tap(x_ptr, origin, y, x, W, O, high, wide, channel, mask, BORDER: tl.conste
     """Samples at whole positions (floats), outside of the picture the nearest ones or (not BORDER) zeros."""
     row = tl.minimum(tl.maximum(y, 0.0), high - 1.0).to(tl.int32)
     column = tl.minimum(tl.maximum(x, 0.0), wide - 1.0).to(tl.int32)
-    v = tl.load(x_ptr + (origin + row * W + column)[:, None] * O + channel[None, :], mask=mask, other=0.0)
+    v = as_float(tl.load(x_ptr + (origin + row * W + column)[:, None] * O + channel[None, :], mask=mask, other=0))
     if not BORDER:
         inside = (y >= 0.0) & (y <= high - 1.0) & (x >= 0.0) & (x <= wide - 1.0)
         v = tl.where(inside[:, None], v, 0.0)
@@ -66,10 +63,8 @@ def _tap(x_ptr, origin, y, x, W, O, high, wide, channel, mask, BORDER: tl.conste
 
 
 @triton.jit
-def grid_sample(x_ptr, grid_ptr, OPS, y_ptr, q_ptr, inv_ptr, zero_ptr, low, high, bits_ptr, tau_ptr, N, H, W, HO, WO, O,
-                WORDS, size_h, size_w, ALIGN: tl.constexpr, BORDER: tl.constexpr, KINDS: tl.constexpr,
-                PLACES: tl.constexpr, FLOAT: tl.constexpr, LEVELS: tl.constexpr, BITS: tl.constexpr, BM: tl.constexpr,
-                BN: tl.constexpr):  # fmt: skip
+def grid_sample(x_ptr, grid_ptr, OPS, OUT, N, H, W, HO, WO, O, size_h, size_w, ALIGN: tl.constexpr,
+                BORDER: tl.constexpr, HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """`vqc::grid_sample` of x [N,H,W,O] at grid f32 [N,HO,WO,2] (x, then y), then an epilogue.
 
     size_h, size_w: H and W as floats. Grid: (ceil(N*HO*WO / BM), ceil(O / BN)).
@@ -91,5 +86,4 @@ def grid_sample(x_ptr, grid_ptr, OPS, y_ptr, q_ptr, inv_ptr, zero_ptr, low, high
     b = _tap(x_ptr, origin, y0 + 1.0, x0, W, O, size_h, size_w, channel, mask, BORDER) * (1.0 - wx)
     b = b + _tap(x_ptr, origin, y0 + 1.0, x0 + 1.0, W, O, size_h, size_w, channel, mask, BORDER) * wx
     y = a * (1.0 - wy) + b * wy
-    finish(y, OPS, KINDS, PLACES, y_ptr, q_ptr, inv_ptr, zero_ptr, low, high, bits_ptr, tau_ptr, pixel, image, first, O,
-           live, O, WORDS, FLOAT, LEVELS, BITS, BM, BN)  # fmt: skip
+    finish(y, OPS, OUT, HOW, pixel, image, first, O, live, O, BM, BN)

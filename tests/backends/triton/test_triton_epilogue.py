@@ -15,11 +15,13 @@ CPU = torch.device("cpu")
 aten, vops, qd = torch.ops.aten, torch.ops.vqc, torch.ops.quantized_decomposed
 ALONE = {
     "relu": aten.relu, "hardsigmoid": vops.hardsigmoid,
-    "hardswish": vops.hardswish, "sigmoid": vops.sigmoid, "tanh": vops.tanh, "silu": vops.silu,
+    "hardswish": vops.hardswish, "sigmoid": vops.sigmoid, "tanh": vops.tanh, "silu": vops.silu, "abs": aten.abs,
 }  # fmt: skip
 WITH = {
     "add": lambda y, r: y + r, "sub": lambda y, r: y - r, "rsub": lambda y, r: r - y, "mul": lambda y, r: y * r,
     "div": lambda y, r: y / r, "least": torch.maximum, "most": torch.minimum,
+    "gt": lambda y, r: (y > r).float(), "ge": lambda y, r: (y >= r).float(), "lt": lambda y, r: (y < r).float(),
+    "le": lambda y, r: (y <= r).float(), "sign": lambda y, r: 1 - 2 * (y < r).float(),
 }  # fmt: skip
 SHAPES = {"full": (2, 37, 3, 5), "plane": (2, 1, 3, 5), "image": (2, 37, 1, 1), "channel": (1, 37, 1, 1),
           "one": (1, 1, 1, 1)}  # fmt: skip

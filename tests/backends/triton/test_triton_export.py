@@ -68,7 +68,8 @@ def replay(manifest, memory, frames):
                     tuples.setdefault(head, {})[int(member)] = held
                 else:
                     args[name] = held
-            args["OPS"] = tuple(tuples.get("OPS", {}).get(i) for i in range(max(1, len(call["meta"]["KINDS"]))))
+            counts = {"OPS": max(1, (len(call["meta"]["HOW"]) - 3) // 2), "OUT": 8}
+            args |= {name: tuple(tuples.get(name, {}).get(i) for i in range(count)) for name, count in counts.items()}
             meta = {k: tuple(v) if isinstance(v, list) else v for k, v in call["meta"].items()}
             kernel[tuple(call["grid"])](**args, **meta)
         outputs = [view(memory, t["offset"], t["dtype"], t["shape"], t["strides"]).clone() for t in manifest["outputs"]]

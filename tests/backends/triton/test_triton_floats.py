@@ -72,3 +72,30 @@ def test_channels(dtype):
     assert torch.equal(both, torch.cat([a, b], 1))
     some, rest = floats.Channels([(0, 2, 30, 0, 0), (0, 32, 15, 1, 0)], [30, 15])([both])
     assert torch.equal(some, both[:, 2:32]) and torch.equal(rest, both[:, 32:])
+
+
+@given(SIZE, SIZE, st.integers(0, 8), st.integers(0, 8), st.sampled_from((torch.float32, torch.int8)))
+@FEW
+def test_crops(h, w, top, left, dtype):
+    x = torch.randint(-128, 128, (2, 5, h + top + 1, w + left), dtype=dtype)
+    (made,) = floats.Channels([(0, 0, 5, 0, 0)], [5], None, (top, left, h, w))([x])
+    assert torch.equal(made, x[:, :, top : top + h, left : left + w])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pictures_of_half_the_bits(dtype):
+    """They are read as floats, and rounded once, ties to even, when they are stored: NaN, halves and all."""
+    x = torch.randn(2, 5, 4, 6) * 10 ** (torch.rand(2, 5, 4, 6) * 8 - 5)
+    x[0, 0, 0] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, float("nan"), float("inf"), -0.0, 1.9999999])
+    x[0, 1, 0] = torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, 3e38, -3.39e38, 1e-40, 6e-8])
+    y = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    made = floats.average(x.shape, (4, 6), [1, 1], [1, 1], [0, 0], False, True, Epilogue(dtype=dtype), CPU)(y).value
+    assert made.dtype == dtype
+    torch.testing.assert_close(made, y, rtol=0, atol=0, equal_nan=True)
+    (both,) = floats.Channels([(0, 0, 5, 0, 0), (1, 0, 5, 0, 5)], [10], [dtype])([x, y])
+    torch.testing.assert_close(both, torch.cat([y, y], 1), rtol=0, atol=0, equal_nan=True)
+    step = Epilogue((Step("mul", "full", 0),), dtype=dtype)
+    wide = floats.resize(x.shape, (7, 9), False, (None, None), step, CPU)
+    gate = torch.rand(2, 5, 7, 9).to(dtype)
+    wanted = (vops.resize_bilinear(y.float(), 7, 9, False, None, None) * gate).to(dtype)
+    torch.testing.assert_close(wide(y, [gate]).value, wanted, rtol=0, atol=0, equal_nan=True)

@@ -9,7 +9,7 @@ from handmade import Hand
 import vqc
 import vqc.ops
 from vqc.backends.triton.backend import TritonBackend
-from vqc.backends.triton.lowering import why_not
+from vqc.backends.triton.rules import why_not
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import Stream
 
@@ -109,21 +109,77 @@ def test_a_binary_network_keeps_signs_packed(way):
     exe = same(program, [list(program.example)], binary=way)
     names = exe.report.kernels
     assert names["bconv2d"] == names["prelu"] == names["binarize_1"] == names["masked_bconv2d"] == f"bconv_{way}"
-    assert names["binarize"] == "pointwise"
-    assert {d.reason for d in exe.report.fallbacks} == {"there is no Triton kernel for aten.gt.Scalar"}
+    assert names["binarize"] == names["gt"] == "pointwise"
+    assert exe.report.fallbacks == []
 
 
-def test_signs_that_others_read_stay_with_pytorch():
+def binary_weight(b, name, *shape):
+    return b.const(name, torch.where(b.rand(*shape) < 0, -1, 1).to(torch.int8))
+
+
+@pytest.mark.parametrize("way", ["dot", "popcount"])
+def test_thresholds_and_signs_that_others_read(way):
+    """Signs packed by a layer for the next one; signs that are a result, too, or are concatenated, as s8."""
+    b = Hand("tests", seed=7)
+    x = b.input("x", 1, 40, 6, 9)
+    w = [binary_weight(b, f"w{i}", 40, 40, 3, 3) for i in range(2)] + [binary_weight(b, "w2", 5, 80, 1, 1)]
+    limit = [b.const(f"t{i}", torch.randint(-30, 30, (40,), generator=b.generator).to(torch.int32)) for i in range(2)]
+    flip = [b.const(f"f{i}", b.rand(40) < 0) for i in range(2)]
+    s, c = factors(b, "l", 5)
+    plain = [[1, 1], [1, 1], [1, 1]]
+    signs = b(vops.binarize, x, b.const("tau", b.rand(40) * 0.3))
+    first = b(vops.bconv2d_threshold, signs, w[0], limit[0], flip[0], *plain)
+    second = b(vops.bconv2d_threshold, first, w[1], limit[1], flip[1], *plain)
+    both = b(aten.cat, [signs, second], 1)
+    y = b(vops.bconv2d, both, w[2], s, c, [1, 1], [0, 0], [1, 1])
+    exe = same(b.done(y, second), [[torch.randn(1, 40, 6, 9)]], binary=way)
+    assert exe.report.fallbacks == []
+    assert exe.report.kernels["bconv2d_threshold"] == exe.report.kernels["bconv2d"] == f"bconv_{way}"
+    assert exe.report.kernels["cat"] == "move_channels"
+
+
+def test_what_is_not_known_to_be_signs_stays_with_pytorch():
     b = Hand("mixed")
     x = b.input("x", 1, 8, 5, 5)
-    w = b.const("w", torch.where(b.rand(4, 8, 1, 1) < 0, -1, 1).to(torch.int8))
     s, c = factors(b, "l", 4)
-    signs = b(vops.binarize, x, b.const("tau", torch.zeros(1)))
-    y = b(vops.bconv2d, signs, w, s, c, [1, 1], [0, 0], [1, 1])
-    exe = same(b.done(y, signs), [[torch.randn(1, 8, 5, 5)]])
+    signs = b(aten.sign, x)
+    eight = b(aten._to_copy, signs, dtype=torch.int8)
+    y = b(vops.bconv2d, eight, binary_weight(b, "w", 4, 8, 1, 1), s, c, [1, 1], [0, 0], [1, 1])
+    exe = same(b.done(y), [[torch.randn(1, 8, 5, 5)]])
     reasons = {d.node: d.reason for d in exe.report.fallbacks}
-    assert reasons["binarize"] == "its signs are not read by binary convolutions alone"
-    assert reasons["bconv2d"] == "its signs are read by other operators too, or are not constant"
+    assert reasons["bconv2d"] == "its picture is not known to hold +1 and -1 alone"
+
+
+def test_masks_are_made_in_kernels():
+    """Comparisons of both operands, flags as floats again, flags as results; a float convolution under such a mask."""
+    b = Hand("flags", seed=3)
+    x, y = b.input("x", 1, 1, 10, 18), b.input("y", 1, 1, 10, 18)
+    w, c = b.const("w", b.rand(6, 3, 3, 3)), b.const("c", b.rand(6))
+    limit = b.const("limit", torch.tensor(0.2))
+    mask = b(aten.ge.Tensor, x, y)
+    seen = b(aten._to_copy, b(aten.gt.Tensor, b(aten.abs, x), limit), dtype=torch.float32)
+    wide = b(vops.resize_bilinear, seen, 5, 9, False, None, None)
+    inside = b(aten.lt.Scalar, wide, 0.5)
+    less = b(aten.le.Tensor, limit, x)
+    masked = b(vops.masked_conv2d, b(aten.cat, [x, y, seen], 1), w, c, mask, [1, 1], [1, 1], [1, 1], 1)
+    program = b.done(inside, mask, less, b(aten._to_copy, less, dtype=torch.float32), seen, b(aten.relu, masked))
+    ours = vqc.compile(program, "triton")
+    g = torch.Generator().manual_seed(1)
+    frame = [torch.randn(1, 1, 10, 18, generator=g) for _ in range(2)]
+    frame[0][0, 0, 0, :3] = torch.tensor([float("nan"), 0.2, -0.2])
+    made, wanted = ours.step(frame)[0], vqc.compile(program, "reference").step(frame)[0]
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(made[:5], wanted[:5], strict=True))
+    keep = wanted[1]
+    assert keep.any() and not keep.all()
+    picture, (weight, bias) = torch.cat([*frame, wanted[4]], 1), (program.constants[k] for k in ("w", "c"))
+    sums = vops.conv2d(picture, weight, bias, [1, 1], [1, 1], [1, 1], 1)
+    ordered = torch.where(keep, sums, 0.0).relu()  # its sums have no order in the reference: here they do
+    torch.testing.assert_close(made[5], ordered, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(made[5], wanted[5], rtol=0, atol=2e-6, equal_nan=True)
+    assert ours.report.fallbacks == []
+    kernels = ours.report.kernels
+    assert kernels["gt"] == kernels["abs_1"] == "pointwise" and kernels["lt"] == "resize_bilinear"
+    assert kernels["relu"] == kernels["masked_conv2d"] == "conv_f32"
 
 
 def test_masked_and_linear_layers():
@@ -196,4 +252,4 @@ def test_the_second_operand_as_the_chain():
     program = b.done(less, part)
     exe = same(program, [list(program.example)])
     assert exe.report.fallbacks == [] and set(exe.report.kernels.values()) == {"pointwise"}
-    assert exe.report.notes[0].startswith("3 calls of Triton kernels, 0 of")
+    assert exe.report.notes[0].startswith("3 calls of Triton kernels, 0 operators")
