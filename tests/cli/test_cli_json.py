@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 from cli_helpers import make_place, vqc, vqc_json
 from typer.testing import CliRunner
@@ -69,6 +70,10 @@ def test_run_inspect_bench_apply_export(place: Path, tmp_path: Path) -> None:
     assert vqc_json("inspect", tmp_path / "m.vqc", "--target", "none")["file"]["recipe"] == "float"
     out = vqc_json("export", net, "--target", "onnx", "--sequence", "-o", tmp_path / "onnx")
     assert set(out["files"]) >= {"matting.onnx", "interface.json"} and out["programs"] == []
+    assert json.loads((tmp_path / "onnx" / "interface.json").read_text())["sequence"] is True
+    whole = onnxruntime.InferenceSession(tmp_path / "onnx" / "matting.onnx")
+    given = {i.name: i.shape for i in whole.get_inputs()}
+    assert given["src"] == ["frames", 1, 3, 16, 24] and given["r"] == [1, 4, 16, 24]
 
 
 def test_a_bisect_is_json_too(place: Path) -> None:
@@ -129,10 +134,13 @@ def test_the_version() -> None:
     assert vqc("--version") == f"vqc {package.__version__}\n"
 
 
-def on_a_terminal(args: list[Any]) -> tuple[int, str]:
-    """Run a command in a process whose standard streams are a terminal; its exit code and what the terminal got."""
+def on_a_terminal(args: list[Any], stdout: Path | None = None) -> tuple[int, str]:
+    """Run a command in a process whose standard streams (but stdout, if a file is given) are a terminal; its exit code
+    and what the terminal got."""
     pid, terminal = pty.fork()
     if pid == 0:
+        if stdout is not None:
+            os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
         os.environ["TERM"] = "xterm"
         os.environ["COLUMNS"] = "120"
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
@@ -163,3 +171,13 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(place: Path, tmp_pat
     assert "\x1b" not in log.output and "━" not in log.stderr
     assert "a.mp4, run vqc reference, float: 4 of 4\n" in log.stderr and "4 of 4" not in log.stdout
     assert "a.mp4, run PyTorch eager, float32: 1 so far\n" in log.stderr  # nobody knows how long a clip is
+
+
+def test_results_go_where_stdout_goes_while_bars_are_on_the_terminal(place: Path, tmp_path: Path) -> None:
+    args = ["run", f"{place}/nets.py:matting", place, "--target", "reference", "-o", tmp_path / "a"]
+    code, shown = on_a_terminal(args, tmp_path / "text")
+    text = (tmp_path / "text").read_text()
+    assert code == 0 and "wrote" not in shown and "clips" in shown
+    assert f"wrote {tmp_path}/a/matting-b.mp4\n" in text and "2 clips into" in text and "\x1b" not in text
+    code, shown = on_a_terminal([*args, "--json"], tmp_path / "json")
+    assert code == 0 and [c["status"] for c in json.loads((tmp_path / "json").read_text())["clips"]] == ["kept", "kept"]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vqc.cli import figures
 from vqc.cli.batch import Batch, Outcome
 from vqc.cli.clips import expand
 from vqc.cli.exits import Exit, Misuse, misuse
@@ -99,9 +100,8 @@ def _row(outcome: Outcome) -> dict[str, str]:
     row = {"clip": Path(outcome.clip).name, "status": outcome.status}
     if outcome.error is None:
         row["frames"] = str(outcome.result["frames"])
-        last = outcome.engines[-1]
-        found = {k: v for k, v in last.items() if k in ("mad_x1e3", "psnr_db", "drift_db_per_frame")}
-        row |= {k: f"{v:.3g}" for k, v in found.items()}
+        last = {k: float(v) for k, v in outcome.engines[-1].items() if k != "engine"}  # a record has "inf" as text
+        row |= {name: f"{last[key]:.4g}" for name, key in figures.NAMES.items() if key in last}
     return row
 
 
