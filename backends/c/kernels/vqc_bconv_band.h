@@ -44,7 +44,8 @@ typedef struct bc_job {
 /* What is added to a channel of the result: [oh][ow], NULL where nothing is. */
 static inline const float *bc_residual(const bc_job *j, ptrdiff_t image, ptrdiff_t o) {
     const ptrdiff_t channels = j->p->residuals, plane = (ptrdiff_t)j->p->oh * j->p->ow;
-    return j->residual == NULL ? NULL : j->residual + (image * channels + o % channels) * plane;
+    const ptrdiff_t from = channels == j->p->o ? o : o % channels; /* seldom divided */
+    return j->residual == NULL ? NULL : j->residual + (image * channels + from) * plane;
 }
 
 /* What bc_sums reads: channel j of the block at column i has

@@ -47,9 +47,9 @@ static inline __m512i bc_push_sign(__m512i word, __m512i s) {
  * to at the tile's first position. What a job lacks adds -0, multiplies by 1 and writes to a room nobody reads. */
 typedef struct bc_place {
     float scale[BC_BLOCK], bias[BC_BLOCK], slope[BC_BLOCK], tau[BC_BLOCK], residual_scale;
-    const float *planes[BC_BLOCK]; /* of what is added, from their beginning */
-    const float *residual[BC_BLOCK];
-    float *y[BC_BLOCK];
+    const float *added[BC_BLOCK], *residual[BC_BLOCK]; /* from the image's beginning; from the tile's */
+    float *made[BC_BLOCK], *y[BC_BLOCK];
+    uint32_t *bits; /* of the tile */
     __mmask16 last; /* which of the last 16 positions there are */
 } bc_place;
 
@@ -154,7 +154,8 @@ static inline void bc_write_bits(const __m512i *word, __m512i turned, ptrdiff_t 
         const __mmask16 some = (__mmask16)(n - 16 * i < 16 ? (1 << (n - 16 * i)) - 1 : 0xffff);
         __m512i all = _mm512_sll_epi32(_mm512_xor_si512(word[i], turned), left);
         if (o % 32 != 0) all = _mm512_or_si512(all, _mm512_maskz_loadu_epi32(some, bits + 16 * i));
-        _mm512_mask_storeu_epi32(bits + 16 * i, some, all);
+        if (some == 0xffff) _mm512_storeu_si512(bits + 16 * i, all);
+        else _mm512_mask_storeu_epi32(bits + 16 * i, some, all);
     }
 }
 
@@ -189,13 +190,15 @@ static inline void bc_bits(const bc_band *b, ptrdiff_t o, ptrdiff_t col, ptrdiff
     } else {                                                                                                          \
         bc_floats_1(b, col, 0, at, scaled, word);                                                                     \
     }
-static BC_NOINLINE void bc_floats(const bc_band *b, ptrdiff_t col, ptrdiff_t n, const bc_place *at, __m512i word[4]) {
+static BC_NOINLINE void bc_floats(const bc_band *b, ptrdiff_t o, ptrdiff_t col, ptrdiff_t n, const bc_place *at) {
+    __m512i word[4];
     for (int i = 0; i < 4; i++) word[i] = _mm512_setzero_si512();
     if (at->residual_scale == 1.0f) {
         BC_FLOATS(0)
     } else {
         BC_FLOATS(1)
     }
+    if (at->bits != NULL) bc_write_bits(word, _mm512_setzero_si512(), o, n, at->bits);
 }
 
 /* Fill what stays the same in a whole block of channels; 0 if this epilogue is not for the job. */
@@ -208,26 +211,24 @@ static inline int bc_place_block(const bc_job *j, ptrdiff_t image, ptrdiff_t o, 
         at->bias[i] = j->bias != NULL ? j->bias[o + i] : -0.0f;
         at->slope[i] = p->act == VQC_BACT_PRELU ? j->slope[o + i] : 1.0f;
         at->tau[i] = j->bits != NULL ? j->tau[p->taus > 1 ? o + i : 0] : 0.0f;
-        at->planes[i] = bc_residual(j, image, o + i);
+        at->added[i] = bc_residual(j, image, o + i);
+        at->made[i] = j->y != NULL ? j->y + (image * p->o + o + i) * p->oh * p->ow : NULL;
     }
     return 1;
 }
 
 /* A row's n positions from column `col` on, which is position `first` of the image, for the block of channels from o on. */
-static void bc_block(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t first, ptrdiff_t col,
-                     ptrdiff_t n, bc_place *at) {
+static inline void bc_block(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t first,
+                            ptrdiff_t col, ptrdiff_t n, bc_place *at) {
     const vqc_bconv_params *p = j->p;
-    const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow;
     BC_ALIGNED float nothing[BC_SEGMENT], nobody[BC_SEGMENT];
-    __m512i word[4];
     at->last = (__mmask16)(n % 16 ? (1 << (n % 16)) - 1 : 0xffff);
     if (j->residual == NULL)
         for (int i = 0; i < BC_SEGMENT; i++) nothing[i] = -0.0f;
     for (ptrdiff_t i = 0; i < BC_BLOCK; i++) {
-        at->residual[i] = j->residual != NULL ? at->planes[i] + first : nothing;
-        at->y[i] = j->y != NULL ? j->y + (image * p->o + o + i) * plane + first : nobody;
+        at->residual[i] = j->residual != NULL ? at->added[i] + first : nothing;
+        at->y[i] = j->y != NULL ? at->made[i] + first : nobody;
     }
-    bc_floats(b, col, n, at, word);
-    if (j->bits != NULL)
-        bc_write_bits(word, _mm512_setzero_si512(), o, n, j->bits + (image * ((p->o + 31) / 32) + o / 32) * plane + first);
+    at->bits = j->bits != NULL ? j->bits + (image * ((p->o + 31) / 32) + o / 32) * p->oh * p->ow + first : NULL;
+    bc_floats(b, o, col, n, at);
 }
