@@ -1,12 +1,14 @@
 """vqc's Triton kernels on a GPU beside what a user would pick instead. Needs a GPU; nothing here was measured yet.
 
-    python -m benchmarks.gpu [--only ceilings layers networks] [--rounds 50] [-o FOLDER]
+    python -m benchmarks.gpu [--only ceilings layers networks streams] [--rounds 50] [-o FOLDER]
     python -m benchmarks.gpu --paper          what a GPU of known peaks could do: arithmetic on paper, needs no GPU
+    python -m benchmarks.gpu --paper rvm      the same for every launch of RVM's int8 step at 288x512 and 1080p
 
 Layers: integer, 4-bit, binary (both ways) and masked convolutions beside cuDNN's float16, each first compared bit for
-bit with the reference. Networks: vqc's int8 step beside eager PyTorch and Inductor (default and max-autotune) in
-float16. Times are medians of CUDA events; every call reads another copy of its inputs, more than the cache holds
-together. Without a GPU it says "not measured" and why, and ends with status 3.
+bit with the reference. Networks: vqc's few bits beside eager PyTorch and Inductor (default and max-autotune) in float16
+and bfloat16. Streams: 1 to 64 clips in one step, frames a second. Times are medians of CUDA events; every call reads
+another copy of its inputs, more than the cache holds together. Without a GPU it says "not measured" and why, and ends
+with status 3.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +30,22 @@ from benchmarks.machine import Record, folder, machine, write
 from vqc.backends.triton import masks, packing
 from vqc.backends.triton.environment import place_for
 from vqc.backends.triton.epilogue import Epilogue
+from vqc.backends.triton.launch import Launch, recording
+from vqc.backends.triton.lowering import Lowerer
+from vqc.backends.triton.roofline import H200, Peak, cost_of
 from vqc.backends.triton.samples import Layer, binary, convolution, levels
+from vqc.backends.triton.streams import batched
 from vqc.errors import TargetError
 from vqc.layers import text
+from vqc.program import Program
 
 NOT_MEASURED = 3
-TOPICS = ("ceilings", "layers", "networks")
+TOPICS = ("ceilings", "layers", "networks", "streams")
+STREAMS = (1, 2, 4, 8, 16, 32, 64)
 CACHE = 64 * 2**20  # bytes: the L2 of an H200 is 50 MB
 DENSITY = 0.24  # active positions of BiVM's masks
 
 
-@dataclass(frozen=True)
-class Peak:
-    """A GPU on paper: bytes and multiply-adds (s8, float16, on tensor cores) a second, microseconds a launch."""
-
-    name: str
-    bytes: float
-    s8: float
-    f16: float
-    launch_us: float
-
-
-H200 = Peak("H200", 4.8e12, 989e12, 494.5e12, 2.0)
 # 3x3 convolutions of RVM's decoder on its blocks' own scales, and what they are at 288x512, 1080p and 4K.
 SIZES = {"288x512": (288, 512), "1080p": (1080, 1920), "4K": (2160, 3840)}
 CHANNELS = ((171, 80, 8), (107, 40, 4), (59, 32, 2), (35, 16, 1))  # in, out, scale
@@ -84,6 +79,56 @@ def on_paper(layer: Layer, peak: Peak = H200) -> Record:
 def paper() -> list[Record]:
     """All layers at all sizes."""
     return [{"frames": size, **on_paper(layer)} for size in SIZES for layer in layers_at(size)]
+
+
+def launches_of(program: Program) -> list[tuple[str, Launch]]:
+    """Every launch of a step with the call behind it, recorded on the CPU; PyTorch's own operators run."""
+    lowered = Lowerer(program, torch.device("cpu")).lower()
+    found: list[tuple[str, Launch]] = []
+    holders = [n for n in program.nodes if n.op == "placeholder"]
+    given = [torch.zeros(i.shape, dtype=i.dtype) for i in program.inputs] + program.initial_state()
+    values: dict[Any, Any] = {n: program.constants[str(n.target)] for n in program.nodes if n.op == "get_attr"}
+    values |= dict(zip(holders, given, strict=True))
+    for action in lowered.actions:
+        name = action.gives[0].name
+        with recording(lambda made, name=name: found.append((name, made))):  # type: ignore[misc]
+            action.run(values)
+    return found
+
+
+def paper_of(program: Program, peak: Peak = H200) -> list[Record]:
+    """The least time of every launch of a step, and what bounds it; measured by nobody."""
+    rows: list[Record] = []
+    for name, made in launches_of(program):
+        cost = cost_of(made)
+        us, moving = cost.least(peak) * 1e6, cost.moved / peak.bytes * 1e6
+        bound = "launch" if us < peak.launch_us else "bytes" if moving >= us else "arithmetic"
+        rows.append({"layer": name, "kernel": made.kernel.partition(".")[2], "GMAC": cost.needed / 1e9,
+                     "MB": cost.moved / 1e6, "least us": us, "bound": bound, "measured us": None})  # fmt: skip
+    return rows
+
+
+def summed(rows: Sequence[Record], peak: Peak = H200) -> list[Record]:
+    """Rows of `paper_of` by kernel, and all of them; with launches one by one, and in a graph that hides them."""
+    kinds: dict[str, list[Record]] = {}
+    for r in rows:
+        kinds.setdefault(str(r["kernel"]), []).append(r)
+    table = []
+    for kernel, of in [*sorted(kinds.items(), key=lambda k: -sum(r["least us"] for r in k[1])), ("all", list(rows))]:
+        total = {k: sum(r[k] for r in of) for k in ("GMAC", "MB", "least us")}
+        apart = sum(max(r["least us"], peak.launch_us) for r in of)
+        table.append({"kernel": kernel, "launches": len(of), **total, "us with launches": apart, "measured us": None})
+    return table
+
+
+def paper_network(name: str, size: str) -> list[Record]:
+    """`paper_of` for a network's int8 step at a size; ranges are those of noise, which changes no time."""
+    from vqc.report.network import network
+    from vqc.report.session import recipe_program
+
+    net = network(name, SIZES[size])
+    recipe = "xnor" if name == "bivm" else "int8"
+    return paper_of(recipe_program(net, recipe, None if name == "bivm" else torch.rand(2, 3, *SIZES[size])))
 
 
 def shown(records: Sequence[Record]) -> str:
@@ -208,36 +253,91 @@ def ceilings(device: torch.device, rounds: int, n: int = 8192) -> list[Record]:
     return [*found, {"ceiling": "float16 multiply-adds", "per second": n**3 / us * 1e6}]
 
 
-def networks(device: torch.device, rounds: int, sizes: Sequence[str] = ("288x512", "1080p")) -> list[Record]:
-    """RVM, RIFE and SRVGG: vqc's int8 beside PyTorch's engines in float16, ms a step without its inputs' way."""
+# Each with a clip to calibrate on, and its recipe.
+NETWORKS = {"rvm": ("pexels", "int8"), "rife": ("bigbuckbunny", "int8"), "srvgg": ("bigbuckbunny", "int8"),
+            "bivm": ("pexels", "xnor")}  # fmt: skip
+
+
+def network_program(name: str, size: str) -> tuple[Any, Program]:
+    """A network and its program of few bits."""
     from vqc.report.network import network
     from vqc.report.session import recipe_program
 
+    clip, recipe = NETWORKS[name]
+    net = network(name, SIZES[size])
+    seen = vqc.video.read_clip(vqc.video.clip(clip), frames=8, size=SIZES[size])
+    return net, recipe_program(net, recipe, None if recipe == "xnor" else seen)
+
+
+def graphed(program: Program) -> tuple[Any, str]:
+    """The program on the GPU, a step as one graph where it can be, and whether and why not."""
+    try:
+        return vqc.compile(program, "cuda", graph=True, tune=True), "yes"
+    except TargetError as e:
+        return vqc.compile(program, "cuda", tune=True), f"no: {e}"
+
+
+def networks(device: torch.device, rounds: int, sizes: Sequence[str] = ("288x512", "1080p", "4K")) -> list[Record]:
+    """RVM, RIFE, SRVGG and BiVM: vqc's few bits beside PyTorch's engines in half floats, ms a step."""
     found = []
-    clips = {"rvm": "pexels", "rife": "bigbuckbunny", "srvgg": "bigbuckbunny"}
-    for name, clip in clips.items():
+    for name in NETWORKS:
         for size in sizes:
-            net = network(name, SIZES[size])
-            seen = vqc.video.read_clip(vqc.video.clip(clip), frames=8, size=SIZES[size])
-            program = recipe_program(net, "int8", seen)
-            try:
-                exe, graph = vqc.compile(program, "cuda", graph=True), "yes"
-            except TargetError as e:
-                exe, graph = vqc.compile(program, "cuda"), f"no: {e}"
+            net, program = network_program(name, size)
+            exe, graph = graphed(program)
             inputs = [x.to(device) for x in program.example]
             stream = vqc.Stream(exe)
             row: Record = {"network": name, "size": size, "one graph": graph}
-            row["vqc int8 ms"] = clock(lambda i: stream.step(inputs), device, rounds) / 1e3  # noqa: B023
+            row["vqc ms"] = clock(lambda i: stream.step(inputs), device, rounds) / 1e3  # noqa: B023
             row["left to PyTorch"] = len(exe.report.fallbacks)
-            module = net.module.to(device).half().eval()
-            args = [x.to(device).half() for x in net.example]
-            with torch.no_grad():
-                row["eager ms"] = clock(lambda i: module(*args), device, rounds) / 1e3  # noqa: B023
-                for mode in ("default", "max-autotune"):
-                    fast = torch.compile(module, mode=mode)
-                    row[f"Inductor {mode} ms"] = clock(lambda i: fast(*args), device, rounds) / 1e3  # noqa: B023
+            for half in (torch.float16, torch.bfloat16):
+                short = str(half).removeprefix("torch.")
+                module = net.module.to(device).to(half).eval()
+                args = [x.to(device).to(half) for x in net.example]
+                with torch.no_grad():
+                    row[f"eager {short} ms"] = clock(lambda i: module(*args), device, rounds) / 1e3  # noqa: B023
+                    for mode in ("default", "max-autotune"):
+                        torch._dynamo.reset()
+                        fast = torch.compile(module, mode=mode)
+                        ms = clock(lambda i: fast(*args), device, rounds) / 1e3  # noqa: B023
+                        row[f"Inductor {mode} {short} ms"] = ms
             found.append(row)
     return found
+
+
+def scaling(make: Callable[[int], tuple[Any, str]], seconds: Callable[[Any], float],
+            counts: Sequence[int] = STREAMS) -> list[Record]:  # fmt: skip
+    """Frames a second of 1 to 64 clips in one step; `make` compiles for a number of clips, `seconds` times its step.
+
+    `scaling`: frames a second beside those of the first row, by as many clips: 1 is perfect.
+    """
+    found: list[Record] = []
+    for n in counts:
+        try:
+            exe, graph = make(n)
+        except TargetError as e:  # too little memory for so many
+            found.append({"streams": n, "ms": None, "frames/s": None, "scaling": None, "one graph": f"{e}"})
+            break
+        took = seconds(exe)
+        first = found[0] if found else {"streams": n, "frames/s": n / took}
+        part = n / took / first["frames/s"] / (n / first["streams"])
+        found.append({"streams": n, "ms": took * 1e3, "frames/s": n / took, "scaling": part, "one graph": graph})
+    return found
+
+
+def streams(device: torch.device, rounds: int, size: str = "288x512") -> list[Record]:
+    """RVM and BiVM, many clips in one step."""
+    rows = []
+    for name in ("rvm", "bivm"):
+        program = network_program(name, size)[1]
+
+        def seconds(exe: Any) -> float:
+            inputs = [x.to(device) for x in exe.program.example]
+            stream = vqc.Stream(exe)
+            return clock(lambda i: stream.step(inputs), device, rounds) * 1e-6
+
+        made = scaling(lambda n: graphed(batched(program, n)), seconds)  # noqa: B023
+        rows += [{"network": name, "size": size, **r} for r in made]
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -245,11 +345,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=TOPICS, default=list(TOPICS))
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--paper", action="store_true", help="what a GPU of known peaks could do; measures nothing")
+    parser.add_argument("--paper", nargs="?", const="layers", choices=["layers", *NETWORKS],
+                        help="what a GPU of known peaks could do, of layers or a network")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, default=None)
     given = parser.parse_args(arguments)
-    if given.paper:
+    if given.paper == "layers":
         print(shown(paper()))
+        return 0
+    if given.paper:
+        for size in ("288x512", "1080p"):
+            rows = paper_network(given.paper, size)
+            print(f"{given.paper} at {size} on a {H200.name}, on paper", shown(rows), shown(summed(rows)), sep="\n\n")
         return 0
     try:
         place = place_for("cuda")
@@ -264,6 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "layers": lambda: [
             r for s in SIZES for x in layers_at(s) for r in layer_records(x, place.device, given.rounds)],
         "networks": lambda: networks(place.device, given.rounds),
+        "streams": lambda: streams(place.device, given.rounds),
     }  # fmt: skip
     for topic in given.only:
         began = machine() | {"gpu": torch.cuda.get_device_name(place.device)}

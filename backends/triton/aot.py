@@ -19,6 +19,9 @@ from vqc.errors import TargetError
 ALIGN = 16  # bytes: what every tensor's start, and whole numbers that are multiples of it, are told to the compiler
 # Instructions that multiply matrices of s8 on each kind of machine.
 MATRIX = r"(?:mma\.sync\S*\.s8\.s8|wgmma\.mma_async\S*\.s8\.s8|tcgen05\.mma\S*kind::i8|v_mfma_i32_\S*i8)"
+MATRIX_HALF = (
+    r"(?:mma\.sync\S*\.f32\.f16\.f16|wgmma\.mma_async\S*\.f16\.f16|tcgen05\.mma\S*kind::f16|v_mfma_f32_\S*f16)"
+)
 POPCOUNT = r"(?:popc\.b32|v_bcnt_u32_b32)"
 # A product and a sum rounded once, in the text before and in the code after the last compiler.
 FUSED_TEXT = r"(?:\bfma\.rn(?:\.ftz)?\.f32|\bv_(?:pk_)?(?:fma|fmac|mad|mac)_(?:legacy_)?f32)"
@@ -52,6 +55,11 @@ class Compiled:
     def matrix(self) -> list[str]:
         """Its instructions for products of s8 matrices."""
         return self.instructions(MATRIX)
+
+    @property
+    def matrix_half(self) -> list[str]:
+        """Its instructions for products of float16 matrices."""
+        return self.instructions(MATRIX_HALF)
 
     @property
     def popcount(self) -> list[str]:
@@ -188,7 +196,8 @@ def _ptxas_spills(text: str, arch: str) -> int:
 def facts(made: Compiled) -> dict[str, Any]:
     """What a table or a test wants to know of a kernel."""
     return {
-        "kernel": made.launch.kernel, "arch": made.arch, "matrix": made.matrix, "popcount": made.popcount,
+        "kernel": made.launch.kernel, "arch": made.arch, "matrix": made.matrix,
+        "matrix_half": made.matrix_half, "popcount": made.popcount,
         "fused": made.fused, "spills": made.spills, "shared": made.shared, "limit": SHARED_LIMIT[made.arch],
         "code": len(made.code),
     }  # fmt: skip

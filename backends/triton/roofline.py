@@ -44,14 +44,19 @@ def peak_of(capability: int, name: str = "", processors: int = 0) -> Peak:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one launch: its programs' multiply-adds with padding, the unit they run on, bytes they ask the cache for, and
-    bytes of all tensors moved once."""
+    """Of one launch: its programs' multiply-adds with padding, the unit they run on, bytes they ask the cache for,
+    bytes of all tensors moved once, and the multiply-adds without padding."""
 
     programs: int
     macs: int
     unit: str
     asked: int
     moved: int
+    needed: int
+
+    def least(self, peak: Peak) -> float:
+        """Seconds that no tile can go below: the larger of arithmetic without padding and each tensor moved once."""
+        return max(self.needed / getattr(peak, self.unit), self.moved / peak.bytes)
 
     def seconds(self, peak: Peak) -> float:
         """The larger of arithmetic (whole rounds of all multiprocessors) and bytes, after the launch itself."""
@@ -81,10 +86,21 @@ def cost_of(launch: Launch) -> Cost:
     elif name in ("depthwise_i8", "avg_pool2d"):
         taps = meta["KH"] * meta["KW"]
         moved = _moved(launch)
-        return Cost(programs, programs * bm * bn * taps, "f32", moved + programs * bm * bn * taps, moved)
+        return Cost(programs, programs * bm * bn * taps, "f32", moved + programs * bm * bn * taps, moved,
+                    _results(launch) * taps)  # fmt: skip
     asked = int(programs * sums * (bm * picture + bn * weights))
     moved = _moved(launch)
-    return Cost(programs, programs * bm * bn * max(1, sums), unit, asked + moved, moved)
+    taps = meta["C"] * meta["KH"] * meta["KW"] if name == "conv_i8" else max(1, sums)
+    return Cost(programs, programs * bm * bn * max(1, sums), unit, asked + moved, moved, _results(launch) * taps)
+
+
+def _results(launch: Launch) -> int:
+    """How many values a launch makes."""
+    a = launch.args
+    if "P" in a:
+        return int(a["P"] * a.get("O", a.get("count", 1)))
+    rows, columns = a.get("HP", a.get("HO", 1)), a.get("WP", a.get("WO", 1))
+    return int(a.get("N", 1) * rows * columns * a.get("O", 1))
 
 
 def _moved(launch: Launch) -> int:

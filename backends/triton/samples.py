@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from vqc.backends.triton import floats, masks
+from vqc.backends.triton import floats, masks, products
 from vqc.backends.triton.binary import BinaryConvolution
 from vqc.backends.triton.convolution import Convolution, Geometry
 from vqc.backends.triton.epilogue import FLAGS, Epilogue, Levels, Step
@@ -128,7 +128,28 @@ def samples() -> dict[str, Launch]:
         stream = replace(residual, dtype=dtype)
         other = full(64, decoder.size).to(dtype)
         found[f"conv 3x3, residual in {name}"] = _first(convolution(decoder, stream).launches(u8(decoder), [other]))
-    return found | _floats(plain, listed)
+    return found | _floats(plain, listed) | _products()
+
+
+def _products() -> dict[str, Launch]:
+    """Attention of 4 frames of 256 positions, 64 channels a head, and layers of 4-bit weights beside float16."""
+    q, p, scales = torch.empty(8, 1024, 64, dtype=torch.int8), torch.empty(8, 1024, 1024), torch.ones(8, 4)
+    half = [products.pack_levels(torch.zeros(8, 1024, n, dtype=torch.int8), f) for n, f in ((64, 1), (1024, 4))]
+    one, probable = torch.ones(8, 1), p.to(torch.uint8)
+    made = {
+        "product q k": (q, q, scales, scales, None, 64, 1, False, 8, 8),
+        "product q k, 4 bits": (half[0], half[0], scales, scales, None, 64, 1, False, 4, 4),
+        "product p v, split": (probable, q, scales, one, scales, 1024, 4, True, 8, 8),
+        "product p v, split, v of 4 bits": (probable, half[1][:, :64].contiguous(), scales, one, scales, 1024, 4,
+                                            False, 8, 4),
+    }  # fmt: skip
+    found = {name: products.launch_of(*given)[0] for name, given in made.items()}
+    g = Geometry((1, 64, 72, 128), (72, 128), (1, 1), (1, 1), (1, 1), 1)
+    weight, x = torch.zeros(64, 64, 3, 3, dtype=torch.int8), torch.empty(1, 64, 72, 128, dtype=torch.float16)
+    for name, scale in (("w4a16", torch.ones(64)), ("w4a16, scales of parts", torch.ones(9, 64))):
+        layer = products.ConvolutionW4A16(g, weight, scale, torch.zeros(64), Epilogue(dtype=torch.float16), CPU)
+        found[name] = _first(layer.launches(x))
+    return found
 
 
 def _floats(mask: torch.Tensor, listed: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Launch]:

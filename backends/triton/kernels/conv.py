@@ -33,7 +33,7 @@ def _to_s8(x, U8: tl.constexpr):
 
 
 @triton.jit
-def _taps(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C: tl.constexpr,
+def taps_of(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C: tl.constexpr,
           KH: tl.constexpr, KW: tl.constexpr, U8: tl.constexpr, ZEROS: tl.constexpr, ALIGNED: tl.constexpr,
           BK: tl.constexpr):  # fmt: skip
     """The s8 operand [BM,BK] of taps k0 .. k0+BK-1, k = (tap row * KW + tap column) * C + channel."""
@@ -67,7 +67,7 @@ def conv_i8(x_ptr, w_ptr, scale_ptr, bias_ptr, corr_ptr, zeros_ptr, zero, mask_p
             BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TW: tl.constexpr):  # fmt: skip
     """Dense, grouped, masked convolution and linear layers (a linear layer is a 1x1 convolution of 1x1 pictures).
 
-    w: s8 [O,KPAD], a filter's taps in the order of `_taps`, zeros from KH*KW*C on. W4: two weights of 4 bits a byte,
+    w: s8 [O,KPAD], a filter's taps in the order of `taps_of`, zeros from KH*KW*C on. W4: two weights of 4 bits a byte,
     u8 [O,KPAD/2]: byte j of a block of BK/2 bytes has tap j in its low half and tap j + BK/2 in its high one.
     scale, bias f32 [O]; corr s32 [O]; zero: the zero point, or (ZEROS) zeros_ptr in x's dtype [CT]. O output channels
     in groups of OG. MASKED: mask_ptr u8 [N,Ho,Wo]; the sums are 0 where it is 0, tiles without any are not computed.
@@ -93,16 +93,16 @@ def conv_i8(x_ptr, w_ptr, scale_ptr, bias_ptr, corr_ptr, zeros_ptr, zero, mask_p
             half = k0 // 2 + tl.arange(0, HALF)
             both = tl.load(w_ptr + channel[None, :] * (KPAD // 2) + half[:, None], mask=used[None, :], other=0)
             both = both.to(tl.int8, bitcast=True)
-            a = _taps(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C, KH, KW,
+            a = taps_of(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C, KH, KW,
                       U8, ZEROS, ALIGNED, HALF)  # fmt: skip
             acc = tl.dot(a, (both << 4) >> 4, acc, out_dtype=tl.int32)
-            a = _taps(x_ptr, k0 + HALF, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C,
+            a = taps_of(x_ptr, k0 + HALF, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C,
                       KH, KW, U8, ZEROS, ALIGNED, HALF)  # fmt: skip
             acc = tl.dot(a, both >> 4, acc, out_dtype=tl.int32)
         else:
             k = k0 + tl.arange(0, BK)
             w = tl.load(w_ptr + channel[None, :] * KPAD + k[:, None], mask=used[None, :], other=0)
-            a = _taps(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C, KH, KW,
+            a = taps_of(x_ptr, k0, top, left, origin, live, group, H, W, CT, dil_h, dil_w, zero, zeros_ptr, C, KH, KW,
                       U8, ZEROS, ALIGNED, BK)  # fmt: skip
             acc = tl.dot(a, w, acc, out_dtype=tl.int32)
     acc -= tl.load(corr_ptr + channel, mask=used, other=0)[None, :]

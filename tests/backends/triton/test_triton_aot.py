@@ -47,7 +47,7 @@ for name in sys.argv[1:]:
 json.dump(same, sys.stdout)
 """
 INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": ("tcgen05.mma", "mma.sync"),
-               "gfx942": "v_mfma_i32"}  # fmt: skip
+               "gfx942": "v_mfma_"}  # fmt: skip
 DIVIDES = ("gate", "tanh, levels")  # a division that is rounded right takes fused steps on NVIDIA
 
 
@@ -71,10 +71,12 @@ def test_machine_code(arch):
     found = apart(SCRIPT, arch)
     assert set(found) == set(samples())
     for name, fact in found.items():
-        products = name.startswith(("conv", "binary dot"))
+        products = name.startswith(("conv", "binary dot", "product"))
         assert bool(fact["matrix"]) == products, (name, fact)
         assert all(i.startswith(INSTRUCTION[arch]) for i in fact["matrix"]), (name, fact)
         assert bool(fact["popcount"]) == name.startswith("binary popcount"), (name, fact)
+        assert bool(fact["matrix_half"]) == name.startswith("w4a16"), (name, fact)
+        assert all(i.startswith(INSTRUCTION[arch]) for i in fact["matrix_half"]), (name, fact)
         assert fact["spills"] == 0, (name, fact)
         assert fact["shared"] <= fact["limit"], (name, fact)
         if name in DIVIDES and not arch.startswith("gfx"):

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from triton_programs import recurrent
 
 from benchmarks import gpu
 from vqc.backends.triton.samples import Layer
+from vqc.errors import TargetError
 
 
 def test_a_layer_on_paper():
@@ -28,6 +30,35 @@ def test_every_form_of_a_layer_is_compared_and_timed():
     assert [r["form"] for r in rows] == forms
     assert all(r["us"] > 0 for r in rows)
     assert [r["equal"] for r in rows] == [None, True, True, None, True, True, True]
+
+
+def test_a_step_on_paper():
+    """Every launch, once, with its own bytes and multiply-adds; nothing is run."""
+    rows = gpu.paper_of(recurrent(), gpu.Peak("one", bytes=1e9, s8=1e12, f16=5e11, launch_us=1.0))
+    assert [r["kernel"] for r in rows] == ["pointwise", "conv_i8", "conv_i8"]
+    first, second, third = rows
+    assert second["GMAC"] == pytest.approx(48 * 16 * 45 / 1e9) and third["GMAC"] == pytest.approx(48 * 4 * 16 / 1e9)
+    values = 48 * (5 * 4 + 5 * 4 + 5)  # two pictures of floats, one of levels
+    assert values / 1e6 <= first["MB"] <= (values + 32) / 1e6
+    assert first["least us"] == pytest.approx(first["MB"] * 1e3) and first["bound"] == "bytes"
+    (last,) = [r for r in gpu.summed(rows) if r["kernel"] == "all"]
+    assert last["launches"] == 3 and last["least us"] == pytest.approx(sum(r["least us"] for r in rows))
+    assert last["us with launches"] >= max(3.0, last["least us"]) and last["measured us"] is None
+
+
+def test_scaling_of_streams():
+    times = {1: 1e-3, 2: 1e-3, 4: 4e-3}
+    rows = gpu.scaling(lambda n: (n, "yes"), times.__getitem__, (1, 2, 4))
+    assert [r["frames/s"] for r in rows] == pytest.approx([1000, 2000, 1000])
+    assert [r["scaling"] for r in rows] == pytest.approx([1, 1, 0.25])
+
+    def make(n):
+        if n > 1:
+            raise TargetError("too little memory")
+        return n, "yes"
+
+    rows = gpu.scaling(make, times.__getitem__, (1, 2, 4))
+    assert len(rows) == 2 and rows[1]["frames/s"] is None and "too little memory" in rows[1]["one graph"]
 
 
 def test_inputs_are_larger_than_the_cache():
