@@ -104,7 +104,7 @@ def dying_in_a_video() -> None:
     ("arm", "complete"),
     [
         (dying_in_a_video, set()),
-        (dying(batch.os, "replace", 3), set()),  # while files are moved to their places
+        (dying(batch.os, "replace", 5), set()),  # while files are moved to their places (3 were written before)
         (dying(batch, "write_text", 2), set()),  # all moved, and no record
         (dying(video, "write_png", 2), {"one"}),  # in the second clip
         (dying(batch, "read_record", 3), {"one", "three"}),  # between two clips
