@@ -30,7 +30,9 @@ TARGETS: dict[str, tuple[str, str]] = {
     "inductor": ("vqc.backends.inductor", "InductorBackend"),
     **dict.fromkeys(("triton", "cuda", "hip"), ("vqc.backends.triton", "TritonBackend")),
     "onnx": ("vqc.backends.onnx", "OnnxBackend"),
+    "openvino": ("vqc.backends.openvino", "OpenVinoBackend"),
     "pt2": ("vqc.backends.pt2", "Pt2Backend"),
+    "tensorrt": ("vqc.backends.tensorrt", "TensorRTBackend"),
     **dict.fromkeys(C_TARGETS, ("vqc.backends.c", "CBackend")),
 }
 

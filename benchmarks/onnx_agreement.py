@@ -1,29 +1,39 @@
-"""One Program by C and by ONNX Runtime, frame after frame with the state: how far apart their pictures are.
+"""One Program by several engines, frame after frame with the state: how far apart their pictures are.
 
-    python -m benchmarks.onnx_agreement rvm --recipe int8 --size 288x512 --frames 48
-    python -m benchmarks.onnx_agreement bivm --recipe xnor --frames 4
+    python -m benchmarks.onnx_agreement rvm --recipe int8 --size 288x512 --frames 48 --targets reference native onnx
+    python -m benchmarks.onnx_agreement bivm --recipe xnor --size 288x512 --targets native onnx openvino
 
 A row for each pair of engines: mean and largest over the frames of MAD x1e3, the largest difference of a pixel, and how
-many decisions differ (signs of one-bit layers, masks), which all engines return beside the picture. `--reference` runs
-the reference too, `--exact` the target onnx:exact.
+many decisions differ (signs of one-bit layers, masks), which all engines return beside the picture. Targets: those of
+`vqc.compile`. Rows are printed, and kept in benchmarks/results/<processor>/agreement.json: a program that is run
+again takes its old place.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+from pathlib import Path
 
 import torch
 
 import vqc
+from benchmarks.machine import Record, folder, machine, write
 from vqc import video
-from vqc.cli.work import clip_path, parse_size
+from vqc.cli.work import parse_size
 from vqc.program import Program, dtype_of
 from vqc.report.network import network
 from vqc.report.session import recipe_program
 from vqc.report.stored import is_stored
 
+TOPIC = "agreement"
 DECISIONS = (torch.bool, torch.int8)
+
+
+def clip_path(name: str) -> Path:
+    """A known clip's path, or a file's own."""
+    return video.clip(name) if name in video.CLIPS else Path(name)
 
 
 def decisions(program: Program) -> list[str]:
@@ -32,8 +42,8 @@ def decisions(program: Program) -> list[str]:
 
 
 def compare(name: str, recipe: str, size: tuple[int, int] | None, frames: int, targets: list[str], clip: str,
-            calibration: str, calibration_frames: int) -> list[str]:  # fmt: skip
-    """The rows, as text."""
+            calibration: str, calibration_frames: int) -> list[Record]:  # fmt: skip
+    """A record for each pair of targets."""
     net = network(name, size)
     needed = not is_stored(name) and "observe" in str(vqc.api.pipeline_of(recipe))
     calibrate = video.read_clip(clip_path(calibration), calibration_frames, net.size) if needed else None
@@ -46,7 +56,8 @@ def compare(name: str, recipe: str, size: tuple[int, int] | None, frames: int, t
     pairs = list(itertools.combinations(targets, 2))
     mads: dict[tuple[str, str], list[float]] = {p: [] for p in pairs}
     furthest, differing, seen = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0), 0
-    for inputs in net.steps(video.read_clip(clip_path(clip), frames + net.reach, net.size)):
+    steps = net.steps(video.read_clip(clip_path(clip), frames + net.reach, net.size))
+    for inputs in steps:
         found = {}
         for target, engine in engines.items():
             found[target] = engine.trace(inputs, states[target])
@@ -60,11 +71,24 @@ def compare(name: str, recipe: str, size: tuple[int, int] | None, frames: int, t
             differing[a, b] += sum(
                 int((x != y).sum()) for x, y in zip(found[a][extras:], found[b][extras:], strict=True)
             )
-    head = f"{name} {recipe}, {net.size[0]}x{net.size[1]}, {frames} frames of {clip}, {len(program.states)} states"
-    rows = [f"  {a} and {b}: MAD x1e3 mean {sum(m) / len(m):.4g}, largest {max(m):.4g}; a pixel at most "
-            f"{furthest[a, b]:.3g}; decisions that differ {differing[a, b]} of {seen}"
-            for (a, b), m in mads.items()]  # fmt: skip
-    return [head, *rows]
+    common = {"program": f"{Path(name).name} {recipe}", "size": f"{net.size[0]}x{net.size[1]}", "steps": len(steps),
+              "clip": clip, "calibration": calibration if needed else "", "states": len(program.states),
+              "decisions": seen}  # fmt: skip
+    return [common | {"a": a, "b": b, "mad_mean": sum(m) / len(m), "mad_largest": max(m), "pixel": furthest[a, b],
+                      "differ": differing[a, b]} for (a, b), m in mads.items()]  # fmt: skip
+
+
+def shown(record: Record) -> str:
+    """A record in one line."""
+    return (f"{record['program']} {record['size']}, {record['steps']} steps: {record['a']} and {record['b']}: "
+            f"MAD x1e3 mean {record['mad_mean']:.4g}, largest {record['mad_largest']:.4g}; a pixel at most "
+            f"{record['pixel']:.3g}; decisions that differ {record['differ']} of {record['decisions']}")  # fmt: skip
+
+
+def merged(old: list[Record], new: list[Record]) -> list[Record]:
+    """Records by program, size and pair, the new ones in the places of the old."""
+    by_key = {(r["program"], r["size"], r["a"], r["b"]): r for r in [*old, *new]}
+    return [by_key[k] for k in sorted(by_key, key=lambda k: (k[0].split()[0], k[1], k[2:]))]
 
 
 def main() -> None:
@@ -76,13 +100,15 @@ def main() -> None:
     parser.add_argument("--clip", default="single_face")
     parser.add_argument("--calibration", default="pexels")
     parser.add_argument("--calibration-frames", type=int, default=48)
-    parser.add_argument("--reference", action="store_true")
-    parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--targets", nargs="+", default=["native", "onnx"])
     o = parser.parse_args()
     torch.set_num_threads(1)
-    targets = [*(["reference"] if o.reference else []), "native", "onnx", *(["onnx:exact"] if o.exact else [])]
-    for line in compare(o.network, o.recipe, o.size, o.frames, targets, o.clip, o.calibration, o.calibration_frames):
-        print(line)
+    began, file = machine(), folder() / f"{TOPIC}.json"
+    found = compare(o.network, o.recipe, o.size, o.frames, o.targets, o.clip, o.calibration, o.calibration_frames)
+    for record in found:
+        print(shown(record), flush=True)
+    old = json.loads(file.read_text(encoding="utf-8"))["results"] if file.exists() else []
+    print(f"wrote {write(TOPIC, merged(old, found), began, folder())}")
 
 
 if __name__ == "__main__":

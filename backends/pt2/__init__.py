@@ -15,9 +15,11 @@ from vqc.errors import TargetError
 from vqc.interop import interface, pt2_bytes
 from vqc.interop.decomposed import decompose, why_whole
 from vqc.interop.forms import for_xnnpack
+from vqc.interop.symmetric import for_tensorrt
 from vqc.program import Program, op_text
 
-FORMS = {"pt2": lambda program: program, "pt2:decomposed": decompose, "pt2:xnnpack": for_xnnpack}
+FORMS = {"pt2": lambda program: program, "pt2:decomposed": decompose, "pt2:xnnpack": for_xnnpack,
+         "pt2:tensorrt": for_tensorrt}  # fmt: skip
 
 
 def check_target(target: str) -> None:
@@ -28,7 +30,8 @@ def check_target(target: str) -> None:
 
 class Pt2Backend(Backend):
     """`.pt2` files: `pt2` with the program's own operators, `pt2:decomposed` with quantize and dequantize in place of
-    integer layers, `pt2:xnnpack` narrowed down to what ExecuTorch's XNNPACK partitioner takes. Option: licence.
+    integer layers, `pt2:xnnpack` and `pt2:tensorrt` narrowed down to what ExecuTorch's XNNPACK partitioner and
+    TensorRT take. Option: licence.
     """
 
     name: ClassVar[str] = "pt2"

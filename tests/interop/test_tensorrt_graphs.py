@@ -1,0 +1,132 @@
+"""The graph that TensorRT gets: explicit int8 with zero point 0 next to layers, the reference's pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from handmade import Hand
+from interop_nets import matte, play
+
+import vqc
+from vqc.arguments import bind
+from vqc.errors import TargetError
+from vqc.interop.decomposed import decompose
+from vqc.interop.symmetric import for_tensorrt, with_quantize_op
+from vqc.program import Program, evaluate, op_text
+
+v = torch.ops.vqc
+qd = torch.ops.quantized_decomposed
+TENSOR = "observe,quantize{granularity=tensor,pixels=0,tail=quantized},lower-integer,exact-float,canonicalize"
+
+
+def pairs(program: Program) -> list:
+    return [n for n in program.calls if op_text(n.target) == "quantized_decomposed.quantize_per_tensor"]
+
+
+@pytest.mark.parametrize("recipe", ["int8-all", TENSOR])
+def test_pictures_are_signed_with_zero_point_zero_beside_the_layers(recipe: str):
+    before, after = decompose(matte(recipe)), for_tensorrt(matte(recipe))
+    record = next(r for r in after.history if r.name == "for-tensorrt")
+    assert record.rewrites["layer"] >= 4 and any("transposed" in n for n in record.notes)
+    for q in pairs(after):
+        b = bind(q)
+        assert (b["zero_point"], b["quant_min"], b["quant_max"], b["dtype"]) == (0, -128, 127, torch.int8)
+        (dq,) = q.users
+        assert all(op_text(u.target) in ("aten.conv2d", "aten.linear") for u in dq.users)
+    for n in after.calls:
+        assert "vqc." not in op_text(n.target)
+    assert [s.name for s in after.states] == ["h"]
+    for a, b in zip(play(after), play(before), strict=True):
+        assert float((a - b).abs().max()) < 4e-3 and float((a - b).abs().mean()) < 4e-4
+
+
+def one_layer(zero: int, padding: int, bias: bool) -> Program:
+    h = Hand()
+    x = h.input("x", 1, 4, 6, 5)
+    q = h(qd.quantize_per_tensor, x, 0.03125, zero, 0, 255, torch.uint8)  # a power of two: nothing is rounded
+    w = torch.arange(-54, 54).to(torch.int8).view(3, 4, 3, 3)
+    b = h.const("b", torch.tensor([0.5, -0.25, 2.0])) if bias else None
+    y = h(v.qconv2d, h(torch.ops.aten.cat, [q, q], 1), h.const("w", torch.cat([w, w.flip(0)], 1)),
+          h.const("s", torch.tensor([0.03125, 0.0625, 0.125])), b,
+          h.const("z", torch.tensor([zero], dtype=torch.int32)), [1, 1], [padding, padding], [1, 1], 1)  # fmt: skip
+    return h.done(y)
+
+
+@pytest.mark.parametrize("zero", [0, 100, 128, 255])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_shift_padding_and_bias_make_up_for_each_other(zero: int, padding: int, bias: bool):
+    before, after = one_layer(zero, padding, bias), for_tensorrt(one_layer(zero, padding, bias))
+    (q,) = pairs(after)
+    assert bind(q)["zero_point"] == 0
+    x = torch.arange(120).remainder(251).view(1, 4, 6, 5) * 0.03125 - 2.0  # on the grid: no value is halfway
+    assert torch.allclose(evaluate(after, [x])[0], evaluate(before, [x])[0], rtol=1e-6, atol=1e-4)
+    conv = next(n for n in after.calls if op_text(n.target) == "aten.conv2d")
+    assert ("constant_pad_nd" in {n.name.rsplit("_", 1)[0] for n in after.calls} | {n.name for n in after.calls}) == (
+        padding > 0 and zero != 128)  # fmt: skip
+    assert bind(conv)["padding"] == ([padding] * 2 if zero == 128 else [0, 0])
+
+
+def test_pictures_that_others_read_become_arithmetic():
+    h = Hand()
+    q = h(qd.quantize_per_tensor, h.input("x", 1, 40), 0.05, 77, 0, 255, torch.uint8)
+    before = h.done(h(qd.dequantize_per_tensor, q, 0.05, 77, 0, 255, torch.uint8))
+    after = for_tensorrt(before)
+    assert not pairs(after) and "quantized" not in str(after)
+    assert torch.equal(evaluate(after, after.example)[0], evaluate(before, before.example)[0])
+
+
+@pytest.fixture(scope="module")
+def quantize_op():
+    """`tensorrt::quantize_op` with the schema that NVIDIA's Model Optimizer registers, and what it means."""
+    library = torch.library.Library("tensorrt", "FRAGMENT")
+    library.define("quantize_op(Tensor input, Tensor amax, int num_bits, int exponent_bits, bool unsigned, "
+                   "bool narrow_range) -> Tensor")  # fmt: skip
+
+    def meaning(x: torch.Tensor, amax: torch.Tensor, bits: int, exponent: int, unsigned: bool, narrow: bool):
+        assert (bits, exponent, unsigned) == (8, 0, False)
+        scale = amax / 127
+        return torch.clamp(torch.round(x / scale), -127 if narrow else -128, 127) * scale
+
+    library.impl("quantize_op", meaning, "CompositeExplicitAutograd")
+    yield torch.ops.tensorrt.quantize_op.default
+    library._destroy()
+
+
+def test_the_graph_that_is_handed_over(quantize_op):
+    before = for_tensorrt(matte("int8-all"))
+    after = with_quantize_op(before, quantize_op)
+    assert "quantized_decomposed" not in str(after)
+    calls = [n for n in after.calls if n.target is quantize_op]
+    assert len(calls) == after.history[-1].rewrites["quantize_op"] >= 8
+    for n in calls:  # weights have a scale for each of axis 0, pictures one
+        amax = after.constant(n.args[1])
+        assert amax.numel() == 1 or list(amax.shape).index(amax.numel()) == 0
+    for a, b in zip(play(after), play(before), strict=True):
+        assert float((a - b).abs().max()) < 4e-3 and float((a - b).abs().mean()) < 4e-4
+
+
+def test_the_graph_as_a_file(tmp_path: Path):
+    folder = vqc.export(matte("int8-all"), tmp_path / "net", target="pt2:tensorrt")
+    want = for_tensorrt(matte("int8-all"))
+    found = torch.export.load(folder / "matte.pt2").module()(*want.example, *want.initial_state())
+    assert all(torch.equal(a, b) for a, b in zip(found, evaluate(want, want.example), strict=True))
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_without_a_gpu_or_the_package_the_way_out_is_told(installed: bool, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", ModuleType("torch_tensorrt") if installed else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = "finds none here" if installed else "torch-tensorrt cannot be imported"
+    program = matte()
+    for call in (lambda: vqc.export(program, tmp_path / "net", target="tensorrt"),
+                 lambda: vqc.compile(program, "tensorrt")):  # fmt: skip
+        with pytest.raises(TargetError, match=rf"{said}(.|\n)*pt2:tensorrt"):
+            call()
+    assert not (tmp_path / "net").exists()
+    with pytest.raises(TargetError, match="tensorrt:half"):
+        vqc.compile(program, "tensorrt:half")
