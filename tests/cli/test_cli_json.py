@@ -47,7 +47,8 @@ def test_the_lists() -> None:
     assert set(known) == set(passes())
     assert known["quantize"]["options"]["weight_bits"] == {"type": "int", "default": 8}
     assert known["lower-integer"]["promise"].startswith("Lossy") and known["observe"]["about"]
-    assert [t["target"] for t in vqc_json("targets")["targets"]] == list(TARGETS)
+    targets = vqc_json("targets")["targets"]
+    assert [t["target"] for t in targets] == list(TARGETS) and all(t["what"] for t in targets), "vqc/cli/lists.py"
 
 
 def test_run_inspect_bench_apply_export(place: Path, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class Batch:
 
     def __init__(self, job: Job, output: Path, report: Reporter, *, beside: bool = True, again: bool = False):
         self.job, self.output, self.report, self.beside, self.again = job, output, report, beside, again
+        self.options = use_threads(job.threads, job.target)  # before the network is captured, which computes
 
     def run(self, clips: Sequence[str]) -> Iterator[Outcome]:
         """Run clips in order. What is wrong with a clip is its outcome; what is wrong with the network is raised.
@@ -114,9 +115,8 @@ class Batch:
         """The compiled program, and before it the float network where it is run beside."""
         job = self.job
         self.report.say(f"compile {self.net.name}: recipe {job.recipe or 'none'}, target {job.target}")
-        options = use_threads(job.threads, job.target)
         program = job.program(self.net, self.report, self.program)
-        compiled = program_engine(program, job.engine_name, job.target, **options)
+        compiled = program_engine(program, job.engine_name, job.target, **self.options)
         return [eager_engine(self.net), compiled] if self.beside else [compiled]
 
     def stem(self, clip: str) -> str:
@@ -243,7 +243,8 @@ def work_folder(output: Path) -> Iterator[Path]:
     Its lock is held as long as the process lives, so that those of other runs at work are known.
     """
     for left in output.glob(f"{WORK}*"):
-        with suppress(FileNotFoundError), open(left / LOCK, "r+") as lock:  # another run may remove it meanwhile
+        # Another run may remove it meanwhile, and it may be another user's.
+        with suppress(FileNotFoundError, PermissionError), open(left / LOCK, "r+") as lock:
             if _locked(lock):
                 shutil.rmtree(left)
     begun = Path(tempfile.mkdtemp(prefix=".vqc-begun-", dir=output))

@@ -20,12 +20,16 @@ from vqc.pipeline import passes as known_passes
 from vqc.recipes import RECIPES
 
 FULL = "-full"
-_HERE = "PyTorch on this machine"
 _OTHERS = {
+    "reference": "PyTorch on this machine, operator for operator: slow, and what the others are judged by",
+    "inductor": "PyTorch's own compiler, on this machine",
     "triton": "Triton kernels on this machine's GPU",
     "cuda": "the same; cuda:sm_90 names an architecture, which export needs",
-    "onnx": "an ONNX model with QuantizeLinear; onnx:exact has the reference's integers",
     "hip": "AMD GPUs: hip:gfx942 (compiled, never run)",
+    "onnx": "an ONNX model with QuantizeLinear; onnx:exact has the reference's integers",
+    "openvino": "OpenVINO on this machine's CPU; openvino:float has one-bit layers as float ones",
+    "pt2": "a file of torch.export; pt2:decomposed, pt2:xnnpack and pt2:tensorrt in the operators other tools know",
+    "tensorrt": "TensorRT through torch-tensorrt, on a machine with its GPU (never run)",
 }
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
@@ -68,7 +72,7 @@ def target_rows() -> list[dict[str, str]]:
 
 
 def _about(name: str) -> str:
-    return C_TABLE[name].about if name in C_TABLE else _OTHERS.get(name, _HERE)
+    return C_TABLE[name].about if name in C_TABLE else _OTHERS.get(name, "")
 
 
 def _sets(name: str) -> list[str]:

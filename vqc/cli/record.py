@@ -55,8 +55,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(found, dict) and found.get("form") == FORM
-    return found if whole and {"clip", "files", "made_from"} <= set(found) else None
+    if not isinstance(found, dict) or found.get("form") != FORM:
+        return None
+    kinds = {"clip": dict, "files": dict, "made_from": dict, "frames": int, "size": list, "engines": list}
+    return found if all(isinstance(found.get(key), kind) for key, kind in kinds.items()) else None
 
 
 def why_anew(record: Mapping[str, Any], origin: Mapping[str, Any], clip: Mapping[str, Any], folder: Path) -> str:
