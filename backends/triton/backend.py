@@ -64,7 +64,8 @@ class TritonExecutable(Executable):
         theirs = {x.untyped_storage().data_ptr() for x in (*given, *self._constants.values()) if torch.is_tensor(x)}
         out: list[torch.Tensor] = []
         for r in self.program.result_nodes:  # results are fresh: a caller may write to them
-            x = values[r].contiguous()
+            x = values[r]
+            x = x if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
             x = x.clone() if x.untyped_storage().data_ptr() in theirs else x
             theirs.add(x.untyped_storage().data_ptr())
             out.append(x)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vqc.backends.triton import packing, tiles
 from vqc.backends.triton.convolution import Geometry
-from vqc.backends.triton.epilogue import Epilogue, Results, allocate, bits_of
+from vqc.backends.triton.epilogue import Epilogue, Results, bits_of, finishing
 from vqc.backends.triton.launch import Launch, run
 from vqc.backends.triton.tiles import TILE, Tile
 
@@ -69,21 +69,22 @@ class BinaryConvolution:
         return self.weight.numel() * self.weight.element_size()
 
     def launches(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
-                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None,
+                 into: Mapping[str, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
         """The launch of one step and where its results will be; x: int32 words [N,H,W,ceil(C/32)]."""
         g, e, tile = self.geometry, self.epilogue, self.tile
         n, c, h, w = g.shape
-        memory, results = allocate(e, n, *g.out, self.outputs, self.device)
+        memory, how, results = finishing(e, operands, n, *g.out, self.outputs, self.device, into)
         listed, count = tiles_of_mask or (None, None)
         args = {
             "x_ptr": x.contiguous(), "w_ptr": self.weight, "scale_ptr": self.scale, "bias_ptr": self.bias,
-            "mask_ptr": mask, "tiles_ptr": listed, "count_ptr": count, "OPS": e.operands(list(operands)), **memory,
+            "mask_ptr": mask, "tiles_ptr": listed, "count_ptr": count, **memory,
             "N": n, "H": h, "W": w, "WC": self.words, "HP": g.out[0], "WP": g.out[1], "O": self.outputs,
             "stride_h": g.stride[0], "stride_w": g.stride[1], "pad_h": g.pad[0], "pad_w": g.pad[1],
             "dil_h": g.dilation[0], "dil_w": g.dilation[1],
         }  # fmt: skip
         meta = {"KH": self.kh, "KW": self.kw, "BIAS": self.bias is not None, "THRESHOLD": self.threshold,
-                "MASKED": self.masked, **e.meta(), "BM": tile.bm, "BN": tile.bn, "TW": TILE[1]}  # fmt: skip
+                "MASKED": self.masked, **how, "BM": tile.bm, "BN": tile.bn, "TW": TILE[1]}  # fmt: skip
         if self.way == "dot":
             meta |= {"BW": tile.bk}
         else:
@@ -96,9 +97,10 @@ class BinaryConvolution:
         return [Launch(f"binary.bconv_{self.way}", grid, args, meta, tile.warps, tile.stages)], results
 
     def __call__(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
-                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> Results:  # fmt: skip
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None,
+                 into: Mapping[str, Tensor] | None = None) -> Results:  # fmt: skip
         """Run it; arguments as `launches`."""
-        made, results = self.launches(x, operands, mask, tiles_of_mask)
+        made, results = self.launches(x, operands, mask, tiles_of_mask, into)
         for launch in made:
             run(launch)
         return results

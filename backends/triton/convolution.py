@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vqc.backends.triton import packing, tiles
-from vqc.backends.triton.epilogue import Epilogue, Results, allocate, nhwc
+from vqc.backends.triton.epilogue import Epilogue, Results, finishing, pixels
 from vqc.backends.triton.launch import Launch, run
 from vqc.backends.triton.tiles import TILE, Tile
 
@@ -102,7 +102,8 @@ class Convolution:
         return sum(p.weight.numel() for p in self.parts)
 
     def launches(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
-                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None,
+                 into: Mapping[str, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
         """The launches of one step and where their results will be.
 
         x: u8 or s8 of logical shape [N,C,H,W]; operands: those of the epilogue; mask: u8 [N,Ho,Wo] with its list of
@@ -110,17 +111,17 @@ class Convolution:
         """
         g, e = self.geometry, self.epilogue
         n, c, h, w = g.shape
-        memory, results = allocate(e, n, *g.out, self.outputs, self.device)
-        given = list(operands)
+        memory, how, results = finishing(e, operands, n, *g.out, self.outputs, self.device, into)
+        laid, wide = pixels(x)
         listed, count = tiles_of_mask or (None, None)
         common = {
-            "x_ptr": nhwc(x), "scale_ptr": self.scale, "bias_ptr": self.bias, "zeros_ptr": self.zeros,
+            "x_ptr": laid, "scale_ptr": self.scale, "bias_ptr": self.bias, "zeros_ptr": self.zeros,
             "zero": self.zero, "mask_ptr": mask,
-            "tiles_ptr": listed, "count_ptr": count, "OPS": e.operands(given), **memory,
-            "N": n, "H": h, "W": w, "CT": c, "HO": g.out[0], "WO": g.out[1], "O": self.outputs,
+            "tiles_ptr": listed, "count_ptr": count, **memory,
+            "N": n, "H": h, "W": w, "CT": wide, "HO": g.out[0], "WO": g.out[1], "O": self.outputs,
         }  # fmt: skip
         meta = {"ZEROS": self.channel_zeros, "BIAS": self.bias is not None, "MASKED": self.masked, "TW": TILE[1],
-                **e.meta()}  # fmt: skip
+                **how}  # fmt: skip
         return [self._launch(p, dict(common), dict(meta)) for p in self.parts], results
 
     def _launch(self, part: _Part, args: dict, meta: dict) -> Launch:
@@ -148,9 +149,10 @@ class Convolution:
         return Launch("conv.conv_i8", grid, args, meta, tile.warps, tile.stages)
 
     def __call__(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
-                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> Results:  # fmt: skip
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None,
+                 into: Mapping[str, Tensor] | None = None) -> Results:  # fmt: skip
         """Run it; arguments as `launches`."""
-        made, results = self.launches(x, operands, mask, tiles_of_mask)
+        made, results = self.launches(x, operands, mask, tiles_of_mask, into)
         for launch in made:
             run(launch)
         return results

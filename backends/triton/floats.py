@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vqc.backends.triton import tiles
-from vqc.backends.triton.epilogue import Epilogue, Results, allocate, bits_of, nhwc
+from vqc.backends.triton.epilogue import Epilogue, Results, bits_of, finishing, pixels
 from vqc.backends.triton.launch import Launch, run
 from vqc.ops.pool import pool_windows
 from vqc.ops.resample import bilinear_table
@@ -36,6 +36,7 @@ class FloatLayer:
         self.epilogue, self.meta, self.more, self.groups = epilogue.to(device), dict(meta), more, groups
         self.args = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in args.items()}
         self.masked = masked
+        self.stride = "CT" if kernel == "windows.conv_f32" else "XS"  # what its kernel calls x's stride
         self.tile = tiles.pointwise(self.out[1] // groups, epilogue.signs is not None)
         if masked:
             self.tile = replace(self.tile, bm=tiles.TILE[0] * tiles.TILE[1], bn=min(self.tile.bn, 32), warps=8)
@@ -51,16 +52,18 @@ class FloatLayer:
         return sum(v.numel() * v.element_size() for v in self.args.values() if isinstance(v, Tensor))
 
     def launches(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
-                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None,
+                 into: Mapping[str, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
         """The launch of one step and where its results will be; operands: the epilogue's, then those of `more`; mask
         and its tiles as `Convolution.launches`."""
         (n, _, h, w), (_, o, ho, wo) = self.shape, self.out
-        memory, results = allocate(self.epilogue, n, ho, wo, o, self.device)
         own = len(operands) - len(self.more)
+        memory, how, results = finishing(self.epilogue, operands[:own], n, ho, wo, o, self.device, into)
+        laid, wide = pixels(x)
         extra = {k: v.contiguous() for k, v in zip(self.more, operands[own:], strict=True)}
-        args = {"x_ptr": nhwc(x), "OPS": self.epilogue.operands(list(operands[:own])), **memory, **self.args, **extra,
-                "N": n, "H": h, "W": w, "HO": ho, "WO": wo, "O": o}  # fmt: skip
-        meta = {**self.meta, **self.epilogue.meta(), "BM": self.tile.bm, "BN": self.tile.bn}
+        args = {"x_ptr": laid, **memory, **self.args, **extra, "N": n, "H": h, "W": w, "HO": ho, "WO": wo, "O": o,
+                self.stride: wide}  # fmt: skip
+        meta = {**self.meta, **how, "BM": self.tile.bm, "BN": self.tile.bn}
         rows = -(-n * ho * wo // self.tile.bm)
         if self.masked is not None:
             listed, count = tiles_of_mask or (None, None)
@@ -72,9 +75,10 @@ class FloatLayer:
         return [Launch(self.name, grid, args, meta, self.tile.warps, self.tile.stages)], results
 
     def __call__(self, x: Tensor, operands: Sequence[Tensor] = (), mask: Tensor | None = None,
-                 tiles_of_mask: tuple[Tensor, Tensor] | None = None) -> Results:  # fmt: skip
+                 tiles_of_mask: tuple[Tensor, Tensor] | None = None,
+                 into: Mapping[str, Tensor] | None = None) -> Results:  # fmt: skip
         """Run it; arguments as `launches`."""
-        made, results = self.launches(x, operands, mask, tiles_of_mask)
+        made, results = self.launches(x, operands, mask, tiles_of_mask, into)
         run(made[0])
         return results
 
@@ -114,7 +118,7 @@ def conv(shape: Sequence[int], out: tuple[int, int], weight: Tensor, bias: Tenso
          masked: bool = False) -> FloatLayer:  # fmt: skip
     """`vqc::conv2d`, or (masked) `vqc::masked_conv2d` with its sums in that order; weight [O,C/groups,kh,kw]."""
     o, c, kh, kw = weight.shape
-    args = {"w_ptr": weight.reshape(o, -1).t().contiguous(), "bias_ptr": bias, "CT": shape[1], "OG": o // groups,
+    args = {"w_ptr": weight.reshape(o, -1).t().contiguous(), "bias_ptr": bias, "OG": o // groups,
             "stride_h": stride[0], "stride_w": stride[1], "pad_h": pad[0], "pad_w": pad[1], "dil_h": dilation[0],
             "dil_w": dilation[1]}  # fmt: skip
     meta = {"C": c, "KH": kh, "KW": kw, "BIAS": bias is not None}
@@ -132,7 +136,8 @@ class Mean:
         """Run it."""
         n, c, h, w = x.shape
         y = torch.empty((n, c), dtype=torch.float32, device=x.device)
-        args = {"x_ptr": nhwc(x), "y_ptr": y, "HW": h * w, "O": c, "factor": 1.0 / (h * w)}
+        laid, wide = pixels(x)
+        args = {"x_ptr": laid, "y_ptr": y, "HW": h * w, "XS": wide, "O": c, "factor": 1.0 / (h * w)}
         run(Launch("windows.mean_hw", (n, -(-c // MEAN_BLOCK)), args, {"BN": MEAN_BLOCK}))
         return Results(y.reshape(n, c, 1, 1))
 
@@ -152,20 +157,20 @@ class Channels:
                  crop: tuple[int, int, int, int] | None = None):  # fmt: skip
         self.parts, self.outputs, self.dtypes, self.crop = tuple(parts), tuple(outputs), dtypes, crop
 
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run it on pictures [N,C_i,H,W]; the results in the channels_last format."""
+    def __call__(self, inputs: Sequence[Tensor], into: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Run it on pictures [N,C_i,H,W]; the results in the channels_last format, in `into` [N,H,W,C] if given."""
         first = inputs[0]
         n, _, high, wide = first.shape
         top, left, h, w = self.crop or (0, 0, high, wide)
         dtypes = self.dtypes or [first.dtype] * len(self.outputs)
-        made = [torch.empty((n, h, w, c), dtype=d, device=first.device)
-                for c, d in zip(self.outputs, dtypes, strict=True)]  # fmt: skip
-        laid = [nhwc(x) for x in inputs]
+        made = list(into or [torch.empty((n, h, w, c), dtype=d, device=first.device)
+                             for c, d in zip(self.outputs, dtypes, strict=True)])  # fmt: skip
+        laid = [pixels(x) for x in inputs]
         bm, bn = MOVE_BLOCK
         for source, at, count, target, to in self.parts:
-            args = {"x_ptr": laid[source], "y_ptr": bits_of(made[target]), "P": n * h * w, "H": high, "W": wide,
+            args = {"x_ptr": laid[source][0], "y_ptr": bits_of(made[target]), "P": n * h * w, "H": high, "W": wide,
                     "HO": h, "WO": w, "top": top, "left": left, "count": count, "x_from": at,
-                    "x_channels": inputs[source].shape[1], "y_from": to,
+                    "x_channels": laid[source][1], "y_from": to,
                     "y_channels": self.outputs[target]}  # fmt: skip
             grid = (-(-n * h * w // bm), -(-count // bn))
             run(Launch("moves.move_channels", grid, args, {"CROP": (h, w) != (high, wide), "BM": bm, "BN": bn}))

@@ -59,7 +59,8 @@ class GraphedExecutable(Executable):
         self._inner = inner
         device = inner.place.device
         given = [torch.zeros(i.shape, dtype=i.dtype, device=device) for i in inner.program.inputs]
-        self._given = [*given, *(s.reset.to(device, copy=True) for s in inner.program.states)]
+        held = [*given, *(s.reset.to(device, copy=True) for s in inner.program.states)]
+        self._given = [x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in held]
         count = len(given)
         self._results, self._play = record(lambda: inner.trace(self._given[:count], self._given[count:]))
         inner.report.notes.append("a step is one CUDA graph")

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from vqc.backends.triton.chains import is_picture
+from vqc.backends.triton.rules import MOVES
 from vqc.program import Program, op_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -27,8 +28,11 @@ def half_nodes(program: Program, why_not: Callable[[fx.Node], str | None]) -> se
         return not any(u in eager for u in n.users) and not any(positions)
 
     found = {n for n in program.calls if fits(n)}
-    for n in program.calls:  # an output of a split that is picked twice has one dtype
+    for n in program.calls:
         picks = [u for u in n.users if u.target is operator.getitem]
+        if op_text(n.target) in MOVES and op_text(n.target) != "aten.cat" and n.args[0] not in found:
+            found -= {n, *picks}  # parts of a picture lie as it does
+        # An output that is picked twice has one dtype.
         for u in picks:
             if any(v.args[1] == u.args[1] and v not in found for v in picks):
                 found.discard(u)

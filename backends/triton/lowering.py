@@ -30,6 +30,7 @@ from vqc.backends.triton.rules import (
     crop_of,
     why_not,
 )
+from vqc.backends.triton.spots import Spot, is_view, spots
 from vqc.backends.triton.tuner import Tuner
 from vqc.ops.exact import argument
 from vqc.program import Declined, Program, dtype_of, op_text, shape_of
@@ -96,10 +97,14 @@ class Lowerer:
         self.half: set[fx.Node] = set()
         if stored != torch.float32:
             self.half = half_nodes(program, lambda n: why_not(program, n, self.packs, whole))
+        self.spots = spots(program, lambda n: why_not(program, n, self.packs, whole) is None, self._stored)
         self.taken: set[fx.Node] = set()
         self.masks: dict[fx.Node, Any] = {}
         self.placed: dict[fx.Node, list[Action]] = {}  # actions by the call at whose place they run
         self.out = Lowered()
+
+    def _stored(self, n: fx.Node) -> torch.dtype:
+        return self.stored if n in self.half else dtype_of(n)
 
     def lower(self) -> Lowered:
         """All calls, in an order in which every operand is there."""
@@ -197,7 +202,8 @@ class Lowerer:
         x, gives = n.args[0] if x is None else x, results_of(chain)
         layer = layer if self.tuner is None else self.tuner.best(layer)
         reads = (x, *given, *(() if mask is None else (mask,)))
-        run = partial(_run_layer, layer, x, tuple(given), mask, pack, gives)
+        spots = {name: (self.spots[node], self._stored(node)) for name, node in gives.items() if node in self.spots}
+        run = partial(_run_layer, layer, x, tuple(given), mask, pack, gives, spots)
         self._place(chain.nodes[-1], Action(run, reads, tuple(gives.values()), layer))
         for node in (*chain.nodes, *gives.values()):
             self.out.kernels[node.name] = layer.kernel
@@ -230,13 +236,20 @@ class Lowerer:
         assert found is not None
         inputs, parts, outputs = found
         several = isinstance(n.meta["val"], (tuple, list))
-        made = {u.args[1]: u for u in n.users} if several else {0: n}
-        plain = inputs[0].meta["val"].dtype
-        dtypes = [self.stored if made.get(i) in self.half else plain for i in range(len(outputs))]
-        layer = floats.Channels(parts, outputs, dtypes, crop_of(n))
         self.taken.add(n)
-        self._place(n, Action(partial(_run_moves, layer, n, tuple(inputs)), tuple(inputs), (n,), layer))
-        self.out.kernels[n.name] = layer.kernel
+        if crop_of(n) is None and is_view(self.program, n, self._stored):
+            self._place(n, Action(partial(_run_views, parts, n, inputs[0]), tuple(inputs), (n,)))
+            self.out.kernels[n.name] = "view"
+            return
+        made = {u.args[1]: u for u in n.users} if several else {0: n}
+        dtypes = [self._stored(made[i]) if i in made else dtype_of(inputs[0]) for i in range(len(outputs))]
+        if op_text(n.target) == "aten.cat":  # what is written there already need not be moved
+            parts = [p for p in parts if (spot := self.spots.get(inputs[p[0]])) is None or (spot.cat, spot.first)
+                     != (n, p[4])]  # fmt: skip
+        layer = floats.Channels(parts, outputs, dtypes, crop_of(n))
+        run = partial(_run_moves, layer, n, tuple(inputs), dtypes[0])
+        self._place(n, Action(run, tuple(inputs), (n,), layer))
+        self.out.kernels[n.name] = layer.kernel if parts else "written in place"
 
     def _linear(self, n: fx.Node) -> None:
         weight, scale, bias, zero = (
@@ -286,7 +299,8 @@ def _keep(values: Values, gives: dict[str, fx.Node], made: Results) -> None:
 
 
 def _run_layer(layer: Any, x: fx.Node, given: tuple[fx.Node, ...], mask: fx.Node | None,
-               pack: Pointwise | None, gives: dict[str, fx.Node], values: Values) -> None:  # fmt: skip
+               pack: Pointwise | None, gives: dict[str, fx.Node], spots: dict[str, tuple[Spot, torch.dtype]],
+               values: Values) -> None:  # fmt: skip
     more: tuple[Any, ...] = ()
     if mask is not None:
         if ("tiles", mask) not in values:
@@ -297,11 +311,32 @@ def _run_layer(layer: Any, x: fx.Node, given: tuple[fx.Node, ...], mask: fx.Node
         if ("words", x) not in values:
             values["words", x] = pack(picture).signs
         picture = values["words", x]
-    _keep(values, gives, layer(picture, [values[g] for g in given], *more))
+    into = {name: _memory_of(values, spot.cat, dtype, picture.device)[..., spot.first : spot.first + spot.count]
+            for name, (spot, dtype) in spots.items()}  # fmt: skip
+    _keep(values, gives, layer(picture, [values[g] for g in given], *more, **({"into": into} if into else {})))
 
 
-def _run_moves(layer: floats.Channels, n: fx.Node, inputs: tuple[fx.Node, ...], values: Values) -> None:
-    made = layer([values[i] for i in inputs])
+def _memory_of(values: Values, cat: fx.Node, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The memory [N,H,W,C] of a concatenation, new for who comes first."""
+    if ("memory", cat) not in values:
+        n, c, h, w = shape_of(cat)
+        values["memory", cat] = torch.empty((n, h, w, c), dtype=dtype, device=device)
+    return values["memory", cat]
+
+
+def _run_moves(layer: floats.Channels, n: fx.Node, inputs: tuple[fx.Node, ...], dtype: torch.dtype,
+               values: Values) -> None:  # fmt: skip
+    given = [values[i] for i in inputs]
+    into = None
+    if op_text(n.target) == "aten.cat":
+        into = [_memory_of(values, n, dtype, given[0].device)]
+        del values["memory", n]
+    made = layer(given, into)
+    values[n] = made if isinstance(n.meta["val"], (tuple, list)) else made[0]
+
+
+def _run_views(parts: list[tuple[int, int, int, int, int]], n: fx.Node, x: fx.Node, values: Values) -> None:
+    made = [values[x][:, at : at + count] for _, at, count, _, _ in parts]
     values[n] = made if isinstance(n.meta["val"], (tuple, list)) else made[0]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vqc.backends.triton import tiles
-from vqc.backends.triton.epilogue import Epilogue, Results, allocate, nhwc
+from vqc.backends.triton.epilogue import Epilogue, Results, finishing, pixels
 from vqc.backends.triton.launch import Launch, run
 
 
@@ -22,18 +22,20 @@ class Pointwise:
         self.shape, self.epilogue, self.device = shape, epilogue.to(device), device
         self.tile = tiles.pointwise(shape[1], epilogue.signs is not None)
 
-    def launches(self, x: Tensor, operands: Sequence[Tensor] = ()) -> tuple[list[Launch], Results]:
+    def launches(self, x: Tensor, operands: Sequence[Tensor] = (),
+                 into: Mapping[str, Tensor] | None = None) -> tuple[list[Launch], Results]:  # fmt: skip
         """The launch of one step and where its results will be."""
         n, c, h, w = self.shape
-        memory, results = allocate(self.epilogue, n, h, w, c, self.device)
-        args = {"x_ptr": nhwc(x), "OPS": self.epilogue.operands(list(operands)), **memory, "P": n * h * w,
-                "HW": h * w, "O": c}  # fmt: skip
-        meta = {**self.epilogue.meta(), "BM": self.tile.bm, "BN": self.tile.bn}
+        memory, how, results = finishing(self.epilogue, operands, n, h, w, c, self.device, into)
+        laid, wide = pixels(x)
+        args = {"x_ptr": laid, **memory, "P": n * h * w, "HW": h * w, "XS": wide, "O": c}
+        meta = {**how, "BM": self.tile.bm, "BN": self.tile.bn}
         grid = (-(-n * h * w // self.tile.bm), -(-c // self.tile.bn))
         return [Launch("pointwise.pointwise", grid, args, meta, self.tile.warps, self.tile.stages)], results
 
-    def __call__(self, x: Tensor, operands: Sequence[Tensor] = ()) -> Results:
+    def __call__(self, x: Tensor, operands: Sequence[Tensor] = (),
+                 into: Mapping[str, Tensor] | None = None) -> Results:  # fmt: skip
         """Run it on x [N,C,H,W]."""
-        made, results = self.launches(x, operands)
+        made, results = self.launches(x, operands, into)
         run(made[0])
         return results

@@ -12,7 +12,7 @@ from torch.library import custom_op
 
 from vqc.backends.triton import packing, tiles
 from vqc.backends.triton.convolution import Geometry
-from vqc.backends.triton.epilogue import Epilogue, Results, allocate, nhwc
+from vqc.backends.triton.epilogue import Epilogue, Results, finishing, pixels
 from vqc.backends.triton.launch import Launch, run
 from vqc.ops._common import check, check_dtype, conv_size
 
@@ -145,15 +145,16 @@ class ConvolutionW4A16:
         """The launch of one step and where its results will be; x f16 [N,C,H,W]."""
         g, t, e = self.geometry, self.tile, self.epilogue
         n, c, h, w = g.shape
-        memory, results = allocate(e, n, *g.out, self.outputs, self.device)
+        memory, how, results = finishing(e, operands, n, *g.out, self.outputs, self.device)
+        laid, wide = pixels(x)
         og = self.outputs // g.groups
-        args = {"x_ptr": nhwc(x), "w_ptr": self.weight, "scale_ptr": self.scale, "bias_ptr": self.bias,
-                "OPS": e.operands(list(operands)), **memory, "N": n, "H": h, "W": w, "CT": c, "HP": g.out[0],
+        args = {"x_ptr": laid, "w_ptr": self.weight, "scale_ptr": self.scale, "bias_ptr": self.bias,
+                **memory, "N": n, "H": h, "W": w, "CT": wide, "HP": g.out[0],
                 "WP": g.out[1], "O": self.outputs, "OG": og, "KPAD": 2 * self.weight.shape[1], "parts": self.parts,
                 "stride_h": g.stride[0], "stride_w": g.stride[1], "pad_h": g.pad[0], "pad_w": g.pad[1],
                 "dil_h": g.dilation[0], "dil_w": g.dilation[1]}  # fmt: skip
         meta = {"C": self.channels, "KH": self.kh, "KW": self.kw, "BIAS": self.bias is not None,
-                "ALIGNED": self.aligned, "SPLIT": self.parts > 1, **e.meta(), "BM": t.bm, "BN": t.bn,
+                "ALIGNED": self.aligned, "SPLIT": self.parts > 1, **how, "BM": t.bm, "BN": t.bn,
                 "BK": t.bk}  # fmt: skip
         grid = (-(-n * g.out[0] * g.out[1] // t.bm), g.groups * -(-og // t.bn))
         return [Launch("products.conv_w4a16", grid, args, meta, t.warps, t.stages)], results

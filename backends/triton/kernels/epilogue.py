@@ -12,7 +12,9 @@ OPS holds the operands' pointers, None for steps that have none.
 
 Every kernel that ends in `finish` takes three arguments for it and hands them on as they are (`epilogue.Epilogue` makes
 them): OPS; OUT = (y, q, inv, zero, low, high, bits, tau), where results go and what quantizers need; and, known when
-it is compiled, HOW = (FLOAT, LEVELS, BITS, kind, place, kind, place, ..), flat as Triton 3.7 wants it.
+it is compiled, HOW = (FLOAT, LEVELS, BITS, YS, QS, kind, place, stride, kind, place, stride, ..), flat as Triton 3.7
+wants it. A stride says how far positions lie apart, in elements, where that is not the number of channels (then it is
+0): YS in y, QS in q, and one for each step's operand ("full" and "plane").
 """
 
 import triton
@@ -78,38 +80,49 @@ def _step(y, r, KIND: tl.constexpr):
 
 
 @triton.jit
+def apart(channels, STRIDE: tl.constexpr):
+    """Elements from one position to the next: STRIDE, or where that is 0 the number of channels."""
+    if STRIDE == 0:
+        step = channels
+    else:
+        step = STRIDE
+    return step
+
+
+@triton.jit
 def apply_steps(y, OPS, HOW: tl.constexpr, pixel, image, channel, live, used, O):
     """All steps on y f32 [BM,BN]. pixel, image: [BM] numbers of the output position and of its picture; channel: [BN];
     live [BM], used [BN]: which of them exist; O: channels of the output."""
     mask = live[:, None] & used[None, :]
-    for i in tl.static_range((len(HOW) - 3) // 2):
-        if HOW[4 + 2 * i] == "full":
-            r = as_float(tl.load(OPS[i] + pixel[:, None] * O + channel[None, :], mask=mask, other=0))
-            y = _step(y, r, HOW[3 + 2 * i])
-        elif HOW[4 + 2 * i] == "plane":
-            r = as_float(tl.load(OPS[i] + pixel, mask=live, other=0))
-            y = _step(y, r[:, None], HOW[3 + 2 * i])
-        elif HOW[4 + 2 * i] == "image":
+    for i in tl.static_range((len(HOW) - 5) // 3):
+        if HOW[6 + 3 * i] == "full":
+            at = pixel[:, None] * apart(O, HOW[7 + 3 * i]) + channel[None, :]
+            r = as_float(tl.load(OPS[i] + at, mask=mask, other=0))
+            y = _step(y, r, HOW[5 + 3 * i])
+        elif HOW[6 + 3 * i] == "plane":
+            r = as_float(tl.load(OPS[i] + pixel * apart(1, HOW[7 + 3 * i]), mask=live, other=0))
+            y = _step(y, r[:, None], HOW[5 + 3 * i])
+        elif HOW[6 + 3 * i] == "image":
             r = as_float(tl.load(OPS[i] + image[:, None] * O + channel[None, :], mask=mask, other=0))
-            y = _step(y, r, HOW[3 + 2 * i])
-        elif HOW[4 + 2 * i] == "channel":
+            y = _step(y, r, HOW[5 + 3 * i])
+        elif HOW[6 + 3 * i] == "channel":
             r = as_float(tl.load(OPS[i] + channel, mask=used, other=0))
-            y = _step(y, r[None, :], HOW[3 + 2 * i])
-        elif HOW[4 + 2 * i] == "one":
-            y = _step(y, as_float(tl.load(OPS[i])), HOW[3 + 2 * i])
+            y = _step(y, r[None, :], HOW[5 + 3 * i])
+        elif HOW[6 + 3 * i] == "one":
+            y = _step(y, as_float(tl.load(OPS[i])), HOW[5 + 3 * i])
         else:
-            y = _step(y, 0.0, HOW[3 + 2 * i])
+            y = _step(y, 0.0, HOW[5 + 3 * i])
     return y
 
 
 @triton.jit
-def store_float(y, y_ptr, pixel, channel, mask, O):
+def store_float(y, y_ptr, pixel, channel, mask, stride):
     """y f32 [BM,BN] to [N,Ho,Wo,O], rounded once to what is stored there."""
-    tl.store(y_ptr + pixel[:, None] * O + channel[None, :], stored_as(y, y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + pixel[:, None] * stride + channel[None, :], stored_as(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def store_levels(y, q_ptr, inv_ptr, zero_ptr, low, high, pixel, channel, used, mask, O, CHANNELS: tl.constexpr):
+def store_levels(y, q_ptr, inv_ptr, zero_ptr, low, high, pixel, channel, used, mask, stride, CHANNELS: tl.constexpr):
     """clamp(rint(y * inv) + zero, low, high) in q_ptr's dtype; inv and zero f32 [1], or [O] where CHANNELS."""
     if CHANNELS:
         inv = tl.load(inv_ptr + channel, mask=used, other=0.0)[None, :]
@@ -118,7 +131,7 @@ def store_levels(y, q_ptr, inv_ptr, zero_ptr, low, high, pixel, channel, used, m
         inv = tl.load(inv_ptr)
         zero = tl.load(zero_ptr)
     q = tl.minimum(tl.maximum(whole(y * inv) + zero, low), high).to(tl.int32)
-    tl.store(q_ptr + pixel[:, None] * O + channel[None, :], q.to(q_ptr.dtype.element_ty), mask=mask)
+    tl.store(q_ptr + pixel[:, None] * stride + channel[None, :], q.to(q_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -177,8 +190,9 @@ def finish(y, OPS, OUT, HOW: tl.constexpr, pixel, image, first, last, live, O, B
     mask = live[:, None] & used[None, :]
     y = apply_steps(y, OPS, HOW, pixel, image, channel, live, used, O)
     if FLOAT:
-        store_float(y, OUT[0], pixel, channel, mask, O)
+        store_float(y, OUT[0], pixel, channel, mask, apart(O, HOW[3]))
     if LEVELS != "":
-        store_levels(y, OUT[1], OUT[2], OUT[3], OUT[4], OUT[5], pixel, channel, used, mask, O, LEVELS == "channel")
+        store_levels(y, OUT[1], OUT[2], OUT[3], OUT[4], OUT[5], pixel, channel, used, mask, apart(O, HOW[4]),
+                     LEVELS == "channel")  # fmt: skip
     if BITS != "":
         store_bits(y, OUT[6], OUT[7], pixel, first, live, O, BITS == "channel", BM, BN)

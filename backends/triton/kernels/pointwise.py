@@ -8,8 +8,8 @@ from vqc.backends.triton.kernels.exact import as_float
 
 
 @triton.jit
-def pointwise(x_ptr, OPS, OUT, P, HW, O, HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Steps on x [P,O], taken as f32, P positions of pictures of HW each; results as `epilogue.finish`.
+def pointwise(x_ptr, OPS, OUT, P, HW, XS, O, HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Steps on x [P,XS], O channels of it as f32, P positions of pictures of HW each; results as `epilogue.finish`.
 
     Grid: (ceil(P / BM), ceil(O / BN)).
     """
@@ -17,5 +17,5 @@ def pointwise(x_ptr, OPS, OUT, P, HW, O, HOW: tl.constexpr, BM: tl.constexpr, BN
     first = tl.program_id(1) * BN
     channel = first + tl.arange(0, BN)
     live = pixel < P
-    x = tl.load(x_ptr + pixel[:, None] * O + channel[None, :], mask=live[:, None] & (channel < O)[None, :], other=0)
+    x = tl.load(x_ptr + pixel[:, None] * XS + channel[None, :], mask=live[:, None] & (channel < O)[None, :], other=0)
     finish(as_float(x), OPS, OUT, HOW, pixel, pixel // HW, first, O, live, O, BM, BN)

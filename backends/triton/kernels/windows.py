@@ -9,9 +9,9 @@ from vqc.backends.triton.kernels.positions import position
 
 
 @triton.jit
-def avg_pool2d(x_ptr, factors_ptr, OPS, OUT, N, H, W, HO, WO, O, stride_h, stride_w, pad_h, pad_w, KH: tl.constexpr,
+def avg_pool2d(x_ptr, factors_ptr, OPS, OUT, N, H, W, XS, HO, WO, O, stride_h, stride_w, pad_h, pad_w, KH: tl.constexpr,
                KW: tl.constexpr, HOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """`vqc::avg_pool2d` of x f32 [N,H,W,O]: samples added in row-major order, times factors f32 [HO,WO].
+    """`vqc::avg_pool2d` of x f32 [N,H,W,XS], O channels: samples added in row-major order, times factors f32 [HO,WO].
 
     Grid: (ceil(N*HO*WO / BM), ceil(O / BN)).
     """
@@ -24,7 +24,7 @@ def avg_pool2d(x_ptr, factors_ptr, OPS, OUT, N, H, W, HO, WO, O, stride_h, strid
         y = i * stride_h - pad_h + tap // KW
         x = j * stride_w - pad_w + tap % KW
         inside = (y >= 0) & (y < H) & (x >= 0) & (x < W) & live
-        at = (image * (H * W) + y * W + x)[:, None] * O + channel[None, :]
+        at = (image * (H * W) + y * W + x)[:, None] * XS + channel[None, :]
         mask = inside[:, None] & used[None, :]
         if x_ptr.dtype.element_ty == tl.int16:  # bfloat16's bits of -0
             acc += as_float(tl.load(x_ptr + at, mask=mask, other=-32768))
@@ -35,8 +35,8 @@ def avg_pool2d(x_ptr, factors_ptr, OPS, OUT, N, H, W, HO, WO, O, stride_h, strid
 
 
 @triton.jit
-def mean_hw(x_ptr, y_ptr, HW, O, factor, BN: tl.constexpr):
-    """`vqc::mean_hw` of x f32 [N,HW,O] to [N,O]: 16 lanes, then 8 + 8, 4 + 4, 2 + 2, 1 + 1. Grid: (N, ceil(O / BN))."""
+def mean_hw(x_ptr, y_ptr, HW, XS, O, factor, BN: tl.constexpr):
+    """`vqc::mean_hw` of x [N,HW,XS] to [N,O]: 16 lanes, then 8 + 8, 4 + 4, 2 + 2, 1 + 1. Grid: (N, ceil(O / BN))."""
     image = tl.program_id(0)
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
     used = channel < O
@@ -44,7 +44,7 @@ def mean_hw(x_ptr, y_ptr, HW, O, factor, BN: tl.constexpr):
     acc = tl.zeros((16, BN), tl.float32)
     for start in range(0, HW, 16):
         pixel = start + lane
-        at = (image * HW + pixel)[:, None] * O + channel[None, :]
+        at = (image * HW + pixel)[:, None] * XS + channel[None, :]
         acc += as_float(tl.load(x_ptr + at, mask=(pixel < HW)[:, None] & used[None, :], other=0))
     half = tl.sum(tl.reshape(acc, (2, 8, BN)), axis=0)
     half = tl.sum(tl.reshape(half, (2, 4, BN)), axis=0)

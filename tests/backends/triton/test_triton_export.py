@@ -68,7 +68,7 @@ def replay(manifest, memory, frames):
                     tuples.setdefault(head, {})[int(member)] = held
                 else:
                     args[name] = held
-            counts = {"OPS": max(1, (len(call["meta"]["HOW"]) - 3) // 2), "OUT": 8}
+            counts = {"OPS": max(1, (len(call["meta"].get("HOW", ())) - 5) // 3), "OUT": 8}
             args |= {name: tuple(tuples.get(name, {}).get(i) for i in range(count)) for name, count in counts.items()}
             meta = {k: tuple(v) if isinstance(v, list) else v for k, v in call["meta"].items()}
             kernel[tuple(call["grid"])](**args, **meta)

@@ -82,7 +82,7 @@ def test_a_network_equals_the_reference_with_its_state():
     g = torch.Generator().manual_seed(9)
     exe = same(program, [[torch.randn(1, 3, 12, 16, generator=g)] for _ in range(3)])
     kernels = exe.report.kernels
-    made = {"conv_i8", "depthwise_i8", "pointwise", "resize_bilinear", "move_channels", "eager aten.flip"}
+    made = {"conv_i8", "depthwise_i8", "pointwise", "resize_bilinear", "move_channels", "view", "eager aten.flip"}
     assert set(kernels.values()) == made
     assert kernels["prelu"] == kernels["qconv2d"] == "conv_i8", "residual and PReLU in the convolution's kernel"
     assert [(d.node, d.reason) for d in exe.report.fallbacks] == [("flip", "there is no Triton kernel for aten.flip")]
@@ -135,7 +135,7 @@ def test_thresholds_and_signs_that_others_read(way):
     exe = same(b.done(y, second), [[torch.randn(1, 40, 6, 9)]], binary=way)
     assert exe.report.fallbacks == []
     assert exe.report.kernels["bconv2d_threshold"] == exe.report.kernels["bconv2d"] == f"bconv_{way}"
-    assert exe.report.kernels["cat"] == "move_channels"
+    assert exe.report.kernels["cat"] == "move_channels", "one of them is a result"
 
 
 def test_what_is_not_known_to_be_signs_stays_with_pytorch():
@@ -237,7 +237,8 @@ def test_float_layers_and_moves():
     kernels = exe.report.kernels
     assert kernels["grid_sample"] == kernels["relu"] == "grid_sample"
     assert kernels["conv2d"] == kernels["div"] == "conv_f32"
-    assert kernels["split"] == kernels["getitem"] == kernels["cat"] == "move_channels"
+    assert kernels["cat"] == "written in place", "both parts are made by kernels of their own"
+    assert kernels["split"] == kernels["getitem"] == "move_channels", "its parts are results"
     wanted = "a float convolution whose sums have no order: PyTorch's own is faster"
     assert [d.reason for d in exe.report.fallbacks] == [wanted]
     assert why_not(program, program.node(exe.report.fallbacks[0].node), whole=True) is None
@@ -253,3 +254,35 @@ def test_the_second_operand_as_the_chain():
     exe = same(program, [list(program.example)])
     assert exe.report.fallbacks == [] and set(exe.report.kernels.values()) == {"pointwise"}
     assert exe.report.notes[0].startswith("3 calls of Triton kernels, 0 operators")
+
+
+def test_concatenations_in_place_and_parts_that_are_views():
+    """Written into two concatenations, twice into one; parts read as pictures, operands, planes, by every layer."""
+    b = Hand("places", seed=9)
+    x, h = b.input("x", 1, 6, 7, 9), b.state("h", torch.zeros(1, 6, 7, 9))
+    w, wd = weight(b, "w", 8, 12, 3, 3), weight(b, "wd", 6, 1, 3, 3)
+    (s, c), (sd, cd) = factors(b, "l", 8), factors(b, "d", 6)
+    y = b(aten.relu, b(aten.add.Tensor, x, h))
+    z = b(vops.sigmoid, x)
+    both = b(aten.cat, [y, z, x, y], 1)
+    again = b(aten.cat, [z, b(vops.tanh, y)], 1)
+    parts = b(aten.split_with_sizes, both, [6, 6, 5, 1, 6], 1)
+    first, gate, odd, plane, last = (b(operator.getitem, parts, i) for i in range(5))
+    mixed = b(aten.mul.Tensor, b(aten.add.Tensor, b(aten.mul.Tensor, first, gate), plane), last)
+    levels = b(aten.cat, [quantize(b, mixed), quantize(b, b(aten.slice.Tensor, again, 1, 6, 12), 0.01)], 1)
+    conv = b(vops.qconv2d, levels, w, s, c, zero(b, "z"), [1, 1], [1, 1], [1, 1], 1)
+    half = b(aten.slice.Tensor, levels, 1, 3, 9)
+    deep = b(vops.qconv2d, half, wd, sd, cd, zero(b, "zd"), [1, 1], [1, 1], [1, 1], 6)
+    small = b(vops.avg_pool2d, odd, [2, 2], [2, 2], [0, 0], False, True)
+    wide = b(aten.mul.Tensor, b(vops.resize_bilinear, odd, 9, 11, False, None, None), b(vops.mean_hw, odd))
+    turned = b(aten.flip, odd, [2])
+    new = b(aten.mul.Tensor, b(aten.slice.Tensor, both, 1, 3, 9), 0.5)
+    program = b.done(conv, deep, small, wide, turned, again, states=[new])
+    g = torch.Generator().manual_seed(2)
+    for dtype in ("float32", "float16"):
+        exe = vqc.compile(program, "triton", residual_dtype=dtype)
+        kernels = exe.report.kernels
+        whole = "view" if dtype == "float32" else "move_channels"  # one of its parts goes to PyTorch, as float32
+        assert [kernels[k] for k in ("split_with_sizes", "slice_1", "cat_2")] == [whole, "view", "written in place"]
+        assert kernels["cat"] == kernels["cat_1"] == "move_channels", "x, and what stands elsewhere, are moved there"
+    same(program, [[torch.randn(1, 6, 7, 9, generator=g)] for _ in range(2)])
