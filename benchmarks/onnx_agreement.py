@@ -42,8 +42,8 @@ def decisions(program: Program) -> list[str]:
 
 
 def compare(name: str, recipe: str, size: tuple[int, int] | None, frames: int, targets: list[str], clip: str,
-            calibration: str, calibration_frames: int) -> list[Record]:  # fmt: skip
-    """A record for each pair of targets."""
+            calibration: str, calibration_frames: int, own: bool) -> list[Record]:  # fmt: skip
+    """A record for each pair of targets. `own`: each carries its own states, else all get those of the first."""
     net = network(name, size)
     needed = not is_stored(name) and "observe" in str(vqc.api.pipeline_of(recipe))
     calibrate = video.read_clip(clip_path(calibration), calibration_frames, net.size) if needed else None
@@ -61,7 +61,7 @@ def compare(name: str, recipe: str, size: tuple[int, int] | None, frames: int, t
         found = {}
         for target, engine in engines.items():
             found[target] = engine.trace(inputs, states[target])
-            states[target] = [found[target][s.output] for s in program.states]
+            states[target] = [found[target if own else targets[0]][s.output] for s in program.states]
         extras = len(program.result_nodes)
         seen += sum(x.numel() for x in found[targets[0]][extras:])
         for a, b in pairs:
@@ -72,7 +72,7 @@ def compare(name: str, recipe: str, size: tuple[int, int] | None, frames: int, t
                 int((x != y).sum()) for x, y in zip(found[a][extras:], found[b][extras:], strict=True)
             )
     common = {"program": f"{Path(name).name} {recipe}", "size": f"{net.size[0]}x{net.size[1]}", "steps": len(steps),
-              "clip": clip, "calibration": calibration if needed else "", "states": len(program.states),
+              "clip": clip, "calibration": calibration if needed else "", "states": len(program.states), "own": own,
               "decisions": seen}  # fmt: skip
     return [common | {"a": a, "b": b, "mad_mean": sum(m) / len(m), "mad_largest": max(m), "pixel": furthest[a, b],
                       "differ": differing[a, b]} for (a, b), m in mads.items()]  # fmt: skip
@@ -80,15 +80,16 @@ def compare(name: str, recipe: str, size: tuple[int, int] | None, frames: int, t
 
 def shown(record: Record) -> str:
     """A record in one line."""
-    return (f"{record['program']} {record['size']}, {record['steps']} steps: {record['a']} and {record['b']}: "
+    states = "" if record["own"] else ", states of the first"
+    return (f"{record['program']} {record['size']}, {record['steps']} steps{states}: {record['a']} and {record['b']}: "
             f"MAD x1e3 mean {record['mad_mean']:.4g}, largest {record['mad_largest']:.4g}; a pixel at most "
             f"{record['pixel']:.3g}; decisions that differ {record['differ']} of {record['decisions']}")  # fmt: skip
 
 
 def merged(old: list[Record], new: list[Record]) -> list[Record]:
     """Records by program, size and pair, the new ones in the places of the old."""
-    by_key = {(r["program"], r["size"], r["a"], r["b"]): r for r in [*old, *new]}
-    return [by_key[k] for k in sorted(by_key, key=lambda k: (k[0].split()[0], k[1], k[2:]))]
+    by_key = {(r["program"], r["size"], r["own"], r["a"], r["b"]): r for r in [*old, *new]}
+    return [by_key[k] for k in sorted(by_key, key=lambda k: (k[0], k[1], not k[2], k[3:]))]
 
 
 def main() -> None:
@@ -101,10 +102,14 @@ def main() -> None:
     parser.add_argument("--calibration", default="pexels")
     parser.add_argument("--calibration-frames", type=int, default=48)
     parser.add_argument("--targets", nargs="+", default=["native", "onnx"])
+    parser.add_argument(
+        "--same-states", action="store_true", help="all engines get the first one's states at each step"
+    )
     o = parser.parse_args()
     torch.set_num_threads(1)
     began, file = machine(), folder() / f"{TOPIC}.json"
-    found = compare(o.network, o.recipe, o.size, o.frames, o.targets, o.clip, o.calibration, o.calibration_frames)
+    found = compare(o.network, o.recipe, o.size, o.frames, o.targets, o.clip, o.calibration, o.calibration_frames,
+                    not o.same_states)  # fmt: skip
     for record in found:
         print(shown(record), flush=True)
     old = json.loads(file.read_text(encoding="utf-8"))["results"] if file.exists() else []

@@ -28,6 +28,7 @@ NOT_RUN = {
     ("docs/learning.md", "matting_scenes"): "learns for hours; tests/learning/test_scenes.py does for seconds",
     ("docs/targets.md", "cc -std=c99"): "NAME stands for a network; tests/backends/c compile exports in this way",
     ("docs/triton.md", "vqc.compile(program, \"cuda\")"): "needs a GPU; tests/backends/triton interpret and compile it",
+    ("docs/interop.md", "executorch"): "needs ExecuTorch, which the tests do without",
     ("docs/howto/phone.md", "cmake -S out/phone"): "needs the Android NDK and a phone",
 }  # fmt: skip
 

@@ -51,8 +51,23 @@ CASES = {
 }  # fmt: skip
 
 
+def registered() -> set[str]:
+    """Every operator of the namespace in the dispatcher's own list, however it was registered."""
+    names = (n.removeprefix("vqc::").split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n[:5] == "vqc::")
+    return set(names)
+
+
 def test_every_operator_has_a_case():
-    assert {n for n in dir(torch.ops.vqc) if not n.startswith("_") and n != "name"} == set(CASES)
+    assert registered() == set(CASES)
+
+
+def test_a_new_operator_without_a_case_is_noticed():
+    library = torch.library.Library("vqc", "FRAGMENT")
+    library.define("of_tomorrow(Tensor x) -> Tensor")
+    try:
+        assert registered() - set(CASES) == {"of_tomorrow"}
+    finally:
+        library._destroy()
 
 
 @pytest.mark.parametrize("name", CASES)
