@@ -85,15 +85,12 @@ class Batch:
             for number, clip in enumerate(clips):
                 if len(clips) > 1:
                     self.report(f"clips, now {Path(clip).name}", number + 1, len(clips))
-                if clip in failed:
-                    yield Outcome(clip, "failed", error=failed[clip])
-                    continue
                 try:
-                    outcome = self._one(clip, work)
+                    outcome = self._one(clip, work, failed.get(clip))
                 except _Broken as broken:
                     outcome = Outcome(clip, "failed", error=broken.error)
+                self.report.forget()  # before others print
                 yield outcome
-                self.report.forget()
 
     @cached_property
     def net(self) -> Network:
@@ -136,7 +133,9 @@ class Batch:
                                         way_out="choose another folder with -o"))  # fmt: skip
             taken[name] = clip
 
-    def _one(self, clip: str, work: Path) -> Outcome:
+    def _one(self, clip: str, work: Path, known_error: VqcError | None) -> Outcome:
+        if known_error is not None:
+            raise _Broken(known_error)
         stem = self.stem(clip)
         place = self.output / f"{stem}.json"
         with _broken():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,10 +146,8 @@ class Reporter:
         self.tasks: dict[str, TaskID] = {}
         self.said: dict[str, float] = {}
         if self.console.is_terminal:
-            # What goes to stdout meanwhile is shown above the bars, unless it is no terminal: then it stays there.
             self.bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                                 TimeRemainingColumn(), console=self.console, redirect_stdout=sys.stdout.isatty()
-                                 )  # fmt: skip
+                                 TimeRemainingColumn(), console=self.console)  # fmt: skip
 
     def __enter__(self) -> Reporter:
         if self.bars is not None:
@@ -182,4 +179,5 @@ class Reporter:
         if self.bars is not None:
             for task in self.tasks.values():
                 self.bars.remove_task(task)
+            self.bars.refresh()  # what is printed next then stands where they were
         self.tasks, self.said = {}, {}
