@@ -2,13 +2,15 @@
 saw, on composites whose matte is known; the state carried.
 
     python -m benchmarks.fidelity [--models rvm rife srvgg] [--only ROW ...] [--frames 48] [--quick]
-                                  [--pipeline NAME=TEXT] [--scenes] [--limit SECONDS] [-o FOLDER]
+                                  [--pipeline NAME=TEXT] [--scenes] [--speeds] [--limit SECONDS]
+                                  [-o FOLDER]
 
 Each row runs in a process of its own (benchmarks/fidelity_rows.py). Results go to
 benchmarks/results/<processor>/fidelity.json, row by row: one that is run again takes its old place. Pictures (frame,
 float, quantized, ten times the difference) go to out/fidelity/ and stay out of the repository: they show people.
 --scenes calibrates a matting network on several scenes made of its clip (`vqc.learning.scenes`) instead of stretches of
-it; such a row is called ROW@scenes.
+it; such a row is called ROW@scenes. --speeds calibrates on stretches at several speeds (`vqc.calibration.at_speeds`):
+such a row is called ROW@speeds.
 --quick plays 8 frames of the held-out clip and keeps nothing unless told where (-o).
 """
 
@@ -88,7 +90,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(rows()), default=[], metavar="ROW",
                         help=f"these rows alone: {', '.join(rows())}")  # fmt: skip
     parser.add_argument("--pipeline", action="append", default=[], metavar="NAME=TEXT", help="a row of your own")
-    parser.add_argument("--scenes", action="store_true", help="calibrate on scenes made of the clip (matting)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--scenes", action="store_true", help="calibrate on scenes made of the clip (matting)")
+    how.add_argument("--speeds", action="store_true", help="calibrate on the clips at several speeds")
     parser.add_argument("--frames", type=int, default=48, help="of a clip at most")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} frames of the held-out clip; kept only with -o")
     parser.add_argument("--limit", type=float, default=3600, help="seconds a row may take")
@@ -125,14 +129,14 @@ def main(argv: list[str] | None = None) -> None:
                 command = [sys.executable, "-m", "benchmarks.fidelity_rows", model, row.name, "--cache", place,
                            "--frames", str(QUICK if given.quick else given.frames), "--threads", str(given.threads),
                            "--answer", str(answer), "--strips", str(given.strips.absolute())]  # fmt: skip
-                command += [flag for flag in ("--quick", "--scenes") if getattr(given, flag[2:])]
+                command += [flag for flag in ("--quick", "--scenes", "--speeds") if getattr(given, flag[2:])]
                 command += ["--pipeline", own[row.name]] if row.name in own else []
                 if absent := missing(row):
                     record = {"status": f"not installed: {', '.join(absent)}"}
                 else:
                     record = run(command, answer, given.limit)
                 record = {"model": model, "row": row.name, "kind": row.kind} | record
-                record["row"] += "@scenes" if given.scenes else ""
+                record["row"] += "@scenes" if given.scenes else "@speeds" if given.speeds else ""
                 print(f"[{time.perf_counter() - start:.0f} s] {shown(record)}", flush=True)
                 if where is not None:
                     keep(record, began, where)

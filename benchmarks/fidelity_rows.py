@@ -24,6 +24,7 @@ from benchmarks import peers
 from benchmarks.machine import Record
 from benchmarks.networks import CASES, Case, truth
 from vqc import metrics, video
+from vqc.calibration import at_speeds
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.learning.scenes import matting_scenes
 from vqc.program import Program
@@ -102,6 +103,7 @@ class Trial:
 
 COMPOSITES = 24  # frames of a composite at most
 STRETCHES = 4  # of a calibration clip: scenes and poses differ along it
+SPEEDS = (1, 2, 4, 8)
 
 
 def trials(case: Case, net: Network, count: int, quick: bool) -> Iterator[Trial]:
@@ -135,6 +137,12 @@ def _stretches(name: str, count: int, reach: int, size: tuple[int, int]) -> list
     last = video.CLIPS[name].frames - each
     starts = [last * i // (STRETCHES - 1) for i in range(STRETCHES)]
     return [video.read_clip(video.clip(name), each, size, start=start) for start in starts]
+
+
+def _at_speeds(name: str, count: int, reach: int, size: tuple[int, int]) -> list[Tensor]:
+    """As `_stretches`, one at each of the speeds."""
+    clip = _read(name, video.CLIPS[name].frames, size)
+    return at_speeds(clip, SPEEDS, frames=max(2, count // len(SPEEDS)) + reach)
 
 
 def _scenes(net: Network, clips: Sequence[Tensor]) -> list[Tensor]:
@@ -286,6 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--scenes", action="store_true")
+    parser.add_argument("--speeds", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--answer", type=Path, required=True)
@@ -296,12 +305,14 @@ def main(argv: list[str] | None = None) -> None:
     row = Row(given.row, "recipe", given.pipeline) if given.pipeline else rows()[given.row]
     net = network(case.model, case.size)
     count = min(given.frames, case.most)
-    calibration = [c for n in case.calibration for c in _stretches(n, count, net.reach, case.size)]
+    taken = _at_speeds if given.speeds else _stretches
+    calibration = [c for n in case.calibration for c in taken(n, count, net.reach, case.size)]
     if given.scenes:
         calibration = _scenes(net, calibration)
     record = measure(row, net, calibration, trials(case, net, count, given.quick),
                      lambda trial: float_playback(net, trial, given.cache), given.strips)  # fmt: skip
-    record["calibration"] = ("scenes of " if given.scenes else "") + ", ".join(case.calibration)
+    how = "scenes of " if given.scenes else f"speeds {', '.join(map(str, SPEEDS))} of " if given.speeds else ""
+    record["calibration"] = how + ", ".join(case.calibration)
     write_text(given.answer, json.dumps(record))
 
 

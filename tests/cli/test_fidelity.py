@@ -134,16 +134,22 @@ def test_a_row_takes_its_old_place_in_the_file(tmp_path: Path, monkeypatch: pyte
         fidelity.arguments(["--pipeline", "int8=fold-bn"])
 
 
-def test_rows_calibrated_on_scenes_have_a_name_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["scenes", "speeds"])
+def test_rows_calibrated_otherwise_have_a_name_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                            how: str) -> None:  # fmt: skip
     said: list[list[str]] = []
     monkeypatch.setattr(fidelity, "run", lambda command, *_: said.append(command) or {"status": "failed"})
     fidelity.main(["-o", str(tmp_path), "--models", "rvm", "--only", "int8"])
-    fidelity.main(["-o", str(tmp_path), "--models", "rvm", "--only", "int8", "--scenes"])
+    fidelity.main(["-o", str(tmp_path), "--models", "rvm", "--only", "int8", f"--{how}"])
     found = json.loads((tmp_path / "fidelity.json").read_text())["results"]
-    assert [r["row"] for r in found] == ["int8", "int8@scenes"]
-    assert ["--scenes" in command for command in said] == [False, True]
+    assert [r["row"] for r in found] == ["int8", f"int8@{how}"]
+    assert [f"--{how}" in command for command in said] == [False, True]
+
+
+@pytest.mark.parametrize("given", [["--scenes", "--models", "rife"], ["--scenes", "--speeds"]])
+def test_scenes_are_of_people_and_not_at_speeds(given: list[str]) -> None:
     with pytest.raises(SystemExit):
-        fidelity.arguments(["--scenes", "--models", "rife"])
+        fidelity.arguments(given)
 
 
 def test_quick_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
