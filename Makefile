@@ -25,6 +25,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 help:
 	@echo "make demo   - matting of a real clip in one bit, into out/demo/ (DEMO_ARGS=rvm: in float and 8 bits)"
 	@echo "make test   - lint, types and tests"
+	@echo "make torch-2.12.1 - the tests with another PyTorch, in an environment under build/"
 	@echo "make lint   - lint and types alone"
 	@echo "make bench  - the figures of the README, measured on this machine"
 	@echo "make docs   - tables out of benchmarks/results/, the reference pages, and the site, into out/site/"
@@ -55,6 +56,15 @@ lint: $(STAMP)
 
 test: lint
 	$(RUN) pytest $(PYTEST_ARGS)
+
+# Another PyTorch brings its own Triton.
+build/constraints-%.txt: requirements/constraints.txt
+	mkdir -p build
+	sed -e 's/^torch==.*/torch==$*/' -e '/^triton==/d' $< > $@
+
+torch-%: build/constraints-%.txt
+	$(MAKE) setup VENV=build/venv-$* PINS=$<
+	build/venv-$*/bin/python -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	$(RUN) benchmarks.cpu $(BENCH_ARGS)
