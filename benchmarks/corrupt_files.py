@@ -153,7 +153,7 @@ def nested(data: bytes, r: random.Random) -> bytes:
     else:
         node[where] = ["MARK"] if where == "args" else {"deep": "MARK"}
     text = canonical(header).replace(b'"MARK"', b"[" * depth + b"]" * depth)
-    return _rehashed(text, bytes(payload))
+    return rehashed(text, bytes(payload))
 
 
 def forged_tensors(data: bytes, r: random.Random) -> bytes:
@@ -193,10 +193,10 @@ def other_text(data: bytes, r: random.Random) -> bytes:
         text.replace(b'"name":', b'"name":"twice","name":', 1), text.replace(b"1", b"1" * 6000, 1),
         text.replace(b"1", b"Infinity", 1), text.replace(b"1", b"01", 1), text + b"{}", b"__import__('os')",
     ])  # fmt: skip
-    return _rehashed(text, bytes(payload))
+    return rehashed(text, bytes(payload))
 
 
-def _rehashed(text: bytes, payload: bytes) -> bytes:
+def rehashed(text: bytes, payload: bytes) -> bytes:
     """A file of this header as it stands, with a right hash (`pack` would bring it into its one form)."""
     from vqc.files import container
 
@@ -216,7 +216,7 @@ _seen: list[str] = []
 _watching = False
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+def hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _watching and (event in WATCHED or (event == "open" and "w" in str(arguments[1]))):
         _seen.append(f"{event} {arguments!r:.100}")
 
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sys.addaudithook(_hook)
+    sys.addaudithook(hook)
     data, found = original(), collections.Counter[str]()
     for _ in range(2):  # what PyTorch imports on first use
         program_of(data, "original.vqc")

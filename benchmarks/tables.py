@@ -1,6 +1,7 @@
 """Put the tables of benchmarks/results/ between the markers of their pages: a summary into the README, what was timed
 into docs/results.md, how faithful recipes are into docs/fidelity.md, one-bit training into docs/training.md, BiVM in
-one bit beside its float twin into docs/binary.md, each peer beside vqc into docs/comparisons.md.
+one bit beside its float twin into docs/binary.md, each peer beside vqc into docs/comparisons.md, how far
+engines are apart into docs/onnx.md.
 
 python -m benchmarks.tables [--check]
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bivm_tables, comparison_tables, fidelity_tables, training_tables
+from benchmarks import agreement_tables, bivm_tables, comparison_tables, fidelity_tables, training_tables
 from benchmarks.fidelity_tables import TITLES
 from vqc.report.tables import markdown, write_text
 
@@ -246,6 +247,7 @@ def bivm(folder: Path) -> str:
 PAGES: dict[str, Callable[[Path], str]] = {
     "README.md": summary, "docs/results.md": section, "docs/fidelity.md": fidelity, "docs/distributed.md": calibration,
     "docs/training.md": training, "docs/binary.md": bivm, "docs/comparisons.md": comparison_tables.page,
+    "docs/onnx.md": agreement_tables.page,
 }  # fmt: skip
 
 

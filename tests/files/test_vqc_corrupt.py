@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 
-from benchmarks.corrupt_files import DAMAGE, FORGERY, HOSTILE, original, outcome
+from benchmarks.corrupt_files import DAMAGE, FORGERY, HOSTILE, original, outcome, rehashed
 from vqc.errors import ArtifactError
 from vqc.files.container import canonical, pack, unpack
 from vqc.files.operators import find
@@ -143,3 +143,11 @@ def test_one_form_of_a_header():
     assert canonical({"b": 1, "a": [1.0, -0.0]}) == b'{"a":[1.0,-0.0],"b":1}'
     with pytest.raises(ValueError):
         canonical(float("nan"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-16", "utf-8-sig"])
+def test_a_header_in_another_encoding_is_refused_before_it_is_decoded(encoding):
+    """Found by atheris: json guesses encodings of bytes, and then imports what decodes them."""
+    header, payload = unpack(DATA, "original")
+    with pytest.raises(ArtifactError, match="'ascii' codec"):
+        program_of(rehashed(canonical(header).decode().encode(encoding), bytes(payload)), "x.vqc")

@@ -93,7 +93,7 @@ def unpack(data: bytes, path: object) -> tuple[Any, memoryview]:
 def _header(text: bytes, path: object) -> Any:
     """The header parsed; only the one canonical form is taken, so that no two readers understand it differently."""
     try:
-        parsed = json.loads(text)
+        parsed = json.loads(text.decode("ascii"))  # of bytes, json would guess an encoding and load what decodes it
         same = canonical(parsed) == text.rstrip(b" ")
     except (ValueError, RecursionError) as e:
         raise refuse(path, f"its header is not JSON of a reasonable depth: {e}") from e
