@@ -133,7 +133,7 @@ def finishing(e: Epilogue, given: Sequence[Tensor], n: int, h: int, w: int, o: i
             x = bits_of(x.contiguous().reshape(-1))
         operands.append(x)
         steps += [s.kind, s.place, stride]
-    numbers = (None,) * 4
+    numbers: tuple[Any, ...] = (None,) * 4
     if e.levels is not None:
         numbers = (e.levels.inv, e.levels.zero, float(e.levels.low), float(e.levels.high))
     reach = ["" if t is None else _reach(t) for t in (None if e.levels is None else e.levels.inv, e.signs)]

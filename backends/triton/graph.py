@@ -22,7 +22,9 @@ Play = Callable[[], None]
 # Records a body on the device: gives what it gave, tensors whose content is new after each call of the second.
 Recorder = Callable[[Body], tuple[Sequence[Tensor], Play]]
 # Operators of PyTorch that are launches and nothing else: of others nothing is known. What Inductor compiles is, too.
-LAUNCHES = ("aten.conv2d", "aten.conv_transpose2d.input", "aten.neg", "aten.sqrt", "aten.exp", "aten.log")
+LAUNCHES = ("aten.conv2d", "aten.conv_transpose2d.input", "aten.neg", "aten.sqrt", "aten.exp", "aten.log",
+            "aten.gt.Scalar", "aten.gt.Tensor", "aten.ge.Scalar", "aten.ge.Tensor", "aten.abs",
+            "aten._to_copy")  # fmt: skip
 WARM_UP = 3  # steps before the recording: kernels are compiled, memory is known
 
 

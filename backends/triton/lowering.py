@@ -199,7 +199,8 @@ class Lowerer:
     def _call(self, n: fx.Node, layer: Any, chain: Chain, given: Sequence[fx.Node], mask: fx.Node | None,
               pack: Pointwise | None = None, x: fx.Node | None = None) -> None:  # fmt: skip
         """Run a layer on x (n's first argument) where the last call of its chain stands: every operand is there."""
-        x, gives = n.args[0] if x is None else x, results_of(chain)
+        x = n.all_input_nodes[0] if x is None else x
+        gives = results_of(chain)
         layer = layer if self.tuner is None else self.tuner.best(layer)
         reads = (x, *given, *(() if mask is None else (mask,)))
         spots = {name: (self.spots[node], self._stored(node)) for name, node in gives.items() if node in self.spots}

@@ -171,8 +171,8 @@ def _geometry(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], 
               groups: int) -> Geometry:  # fmt: skip
     out = [conv_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
     n, c, h, w = x.shape
-    pairs = [(p[0], p[1]) for p in (stride, padding, dilation)]
-    return Geometry((n, c, h, w), (out[0], out[1]), *pairs, groups)
+    a, b, d = ((p[0], p[1]) for p in (stride, padding, dilation))
+    return Geometry((n, c, h, w), (out[0], out[1]), a, b, d, groups)
 
 
 @custom_op("vqc_triton::conv2d_w4a16", mutates_args=())

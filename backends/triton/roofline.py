@@ -88,6 +88,10 @@ def cost_of(launch: Launch) -> Cost:
         moved = _moved(launch)
         return Cost(programs, programs * bm * bn * taps, "f32", moved + programs * bm * bn * taps, moved,
                     _results(launch) * taps)  # fmt: skip
+    elif name == "move_channels":  # of larger pictures, maybe: some channels alone
+        values = args["P"] * args["count"]
+        moved = values * (args["x_ptr"].element_size() + args["y_ptr"].element_size())
+        return Cost(programs, values, "f32", moved, moved, values)
     asked = int(programs * sums * (bm * picture + bn * weights))
     moved = _moved(launch)
     taps = meta["C"] * meta["KH"] * meta["KW"] if name == "conv_i8" else max(1, sums)

@@ -115,8 +115,8 @@ def samples() -> dict[str, Launch]:
         found[f"binary {way} masked"] = _first(
             binary(decoder, Epilogue(value=False, signs=torch.zeros(1)), way, masked=True)
             .launches(words(decoder), (), plain, listed))  # fmt: skip
-        layer = binary(decoder, Epilogue(value=False, signs=torch.zeros(1)), way, threshold=True)
-        found[f"binary {way} threshold"] = _first(layer.launches(words(decoder)))
+        tested = binary(decoder, Epilogue(value=False, signs=torch.zeros(1)), way, threshold=True)
+        found[f"binary {way} threshold"] = _first(tested.launches(words(decoder)))
     found["tiles of a mask"] = finder
     gates = Epilogue((Step("sigmoid"), Step("mul", "full", 0)))
     found["gate"] = _first(Pointwise((1, 64, 72, 128), gates, CPU).launches(full(64, (72, 128)), [full(64, (72, 128))]))

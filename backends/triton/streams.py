@@ -41,9 +41,10 @@ def batched(program: Program, clips: int) -> Program:
         raise InputError(f"program {program.name} checks an assumption about its data in every step",
                          why="it may hold for one clip and not for another",
                          way_out="run a stream for each clip")  # fmt: skip
-    for what in (*program.inputs, *program.states):
-        if not what.shape or what.shape[0] != 1:
-            raise InputError(f"{what.name} of program {program.name} is {list(what.shape)}",
+    given = [(i.name, i.shape) for i in program.inputs] + [(s.name, s.shape) for s in program.states]
+    for name, shape in given:
+        if not shape or shape[0] != 1:
+            raise InputError(f"{name} of program {program.name} is {list(shape)}",
                              why="its first axis is not one clip", way_out="run a stream for each clip")  # fmt: skip
     many = program.clone()
     many.inputs = tuple(replace(i, shape=(clips, *i.shape[1:])) for i in many.inputs)

@@ -39,6 +39,7 @@ VERSION = 1
 def candidates(layer: Any) -> list[Tile]:
     """Tiles for a layer with sums, the default first. BK stays: weights are packed for it."""
     default = tile_of(layer)
+    rows: tuple[int, ...]
     if isinstance(layer, Convolution) and not layer.depthwise or isinstance(layer, BinaryConvolution):
         bits = layer.epilogue.signs is not None
         groups = layer.geometry.groups
@@ -215,7 +216,7 @@ class Tuner:
         assert self.clock is not None
         made = layer.launches(*given)[0]
         try:
-            return self.clock(lambda: [run(x) for x in made] and None)
+            return self.clock(lambda: _run_all(made))
         except _too_large() as e:
             self.refused.append(f"{made[0].kernel} {tile_of(layer)}: {e}")
             return None
@@ -229,6 +230,11 @@ class Tuner:
         if self.objections is None:
             lines.append("spills and shared memory of tiles are not checked: kernels are interpreted, not compiled")
         return lines + [f"tile refused: {r}" for r in self.refused]
+
+
+def _run_all(launches: Sequence[Launch]) -> None:
+    for made in launches:
+        run(made)
 
 
 def _too_large() -> type[Exception]:

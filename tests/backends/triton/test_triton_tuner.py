@@ -9,6 +9,8 @@ from triton_programs import recurrent
 import vqc
 from vqc.backends.triton.convolution import Convolution
 from vqc.backends.triton.epilogue import Epilogue, Step
+from vqc.backends.triton.floats import Channels
+from vqc.backends.triton.launch import recording
 from vqc.backends.triton.pointwise import Pointwise
 from vqc.backends.triton.roofline import H200, Peak, cost_of, peak_of
 from vqc.backends.triton.samples import Layer, binary, convolution
@@ -157,6 +159,10 @@ def test_costs_on_paper():
     arithmetic = 20 / 16 * cost.macs / 1e14  # two rounds of ten multiprocessors
     assert cost.seconds(peak) == pytest.approx(arithmetic + 1e-6)
     assert 1024 * 64 * 5 + 64 * 64 * 9 <= cost.moved <= 1024 * 64 * 5 + 64 * 64 * 9 + 64 * 12
+    found = []
+    with recording(found.append):
+        Channels([(0, 2, 3, 0, 1)], [40])([torch.empty(1, 8, 6, 7, dtype=torch.uint8)])
+    assert cost_of(found[0]).moved == 2 * 3 * 42, "three channels, in and out, of larger pictures"
     assert peak_of(80).name == "A100" and peak_of(90, "mine", 7).processors == 7 and peak_of(103).name == "B200"
     assert [known_arch(c) for c in (80, 86, 90, 100, 120)] == ["sm_80", "sm_80", "sm_90", "sm_100", "sm_100"]
     assert isinstance(layer, Convolution)
