@@ -13,6 +13,7 @@ PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")])
 # Sites outside are not asked, so that tests need no network: a new link is looked at by a person, and put here.
 OUTSIDE = {
     "https://docs.pytorch.org/TensorRT/",
+    "https://github.com/google/atheris",
     "https://github.com/huggingface/safetensors",
     "https://triton-lang.org",
 }
