@@ -99,7 +99,6 @@ class Lowerer:
             self.half = half_nodes(program, lambda n: why_not(program, n, self.packs, whole))
         self.spots = spots(program, lambda n: why_not(program, n, self.packs, whole) is None, self._stored)
         self.taken: set[fx.Node] = set()
-        self.masks: dict[fx.Node, Any] = {}
         self.placed: dict[fx.Node, list[Action]] = {}  # actions by the call at whose place they run
         self.out = Lowered()
 
@@ -249,7 +248,7 @@ class Lowerer:
                      != (n, p[4])]  # fmt: skip
         layer = floats.Channels(parts, outputs, dtypes, crop_of(n))
         run = partial(_run_moves, layer, n, tuple(inputs), dtypes[0])
-        self._place(n, Action(run, tuple(inputs), (n,), layer))
+        self._place(n, Action(run, tuple(inputs), (n,), layer if parts else None))
         self.out.kernels[n.name] = layer.kernel if parts else "written in place"
 
     def _linear(self, n: fx.Node) -> None:

@@ -238,6 +238,8 @@ def test_float_layers_and_moves():
     assert kernels["grid_sample"] == kernels["relu"] == "grid_sample"
     assert kernels["conv2d"] == kernels["div"] == "conv_f32"
     assert kernels["cat"] == "written in place", "both parts are made by kernels of their own"
+    made = {"grid_sample", "avg_pool2d", "mean_hw", "sigmoid", "mul", "div", "split"}  # ends of chains, and moves
+    assert exe.report.notes[0] == f"{len(made)} calls of Triton kernels, 1 operators left to PyTorch"
     assert kernels["split"] == kernels["getitem"] == "move_channels", "its parts are results"
     wanted = "a float convolution whose sums have no order: PyTorch's own is faster"
     assert [d.reason for d in exe.report.fallbacks] == [wanted]
