@@ -21,6 +21,7 @@ html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 pygments_style = "friendly"
+highlight_language = "text"  # of what is indented in docstrings
 
 myst_heading_anchors = 3
 
