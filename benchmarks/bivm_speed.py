@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -110,6 +111,9 @@ def engines(one: Network, twin: Network, programs: dict[str, Program], threads: 
             made += [("float twin", e) for e in _peers(twin, Path(folder), number)]
             made += [(what, program_engine(p, f"vqc C, {'binary' if what == 'one bit' else 'float32'}", "native",
                                            **options)) for what, p in programs.items()]  # fmt: skip
+            if peers.installed("openvino", "onnx"):  # 1x1 and 3x3 layers of signs on its BinaryConvolution
+                made.append(("one bit", program_engine(programs["one bit"], f"OpenVINO {version('openvino')}, binary",
+                                                       "openvino", threads=number)))  # fmt: skip
             found = _race(made, clip)
             for (what, engine), (wall, spent) in zip(made, found, strict=True):
                 records.append({
@@ -144,10 +148,13 @@ def _against(records: list[Record]) -> list[Record]:
     twins = [r for r in records if r["network"] == "float twin"]
     best = min(twins, key=lambda r: r[clock])
     eager = next(r for r in twins if r["engine"].startswith("PyTorch"))
+    same = next((r for r in records if r["engine"].endswith(", binary") and r["engine"].startswith("OpenVINO")), None)
     for r in records:
         if r["network"] == "one bit" and r["engine"].startswith("vqc"):
             r |= {"clock": clock, "baseline": best["engine"], "ratio": round(best[clock] / r[clock], 2),
                   "eager_ratio": round(eager[clock] / r[clock], 2)}  # fmt: skip
+            if same is not None:
+                r["same_ratio"] = round(same[clock] / r[clock], 2)
     return records
 
 

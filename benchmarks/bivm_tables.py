@@ -29,6 +29,8 @@ def _engines(records: Sequence[Record]) -> str:
         for r in (r for r in group if "ratio" in r):
             text += (f"\n{r['engine']} takes 1/{r['ratio']:.1f} of the {clock} of {r['baseline']}, the fastest float "
                      f"engine, and 1/{r['eager_ratio']:.1f} of that of eager PyTorch's float twin.\n")  # fmt: skip
+            if "same_ratio" in r:
+                text += f"OpenVINO takes {r['same_ratio']:.1f} times as long for the same one-bit program.\n"
     return text
 
 

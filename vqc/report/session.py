@@ -133,7 +133,7 @@ def as_list(clips: Clips) -> list[Tensor]:
 def use_threads(threads: int, target: str) -> dict[str, int]:
     """Let PyTorch compute with this many threads; the options that make a target do the same."""
     torch.set_num_threads(threads)
-    return {"threads": threads} if target in C_TARGETS or target.split(":")[0] == "onnx" else {}
+    return {"threads": threads} if target in C_TARGETS or target.split(":")[0] in ("onnx", "openvino") else {}
 
 
 def constant_bytes(program: Program) -> int:
