@@ -34,6 +34,7 @@ from vqc.backends.triton.launch import Launch, recording
 from vqc.backends.triton.lowering import Lowerer
 from vqc.backends.triton.roofline import H200, Peak, cost_of
 from vqc.backends.triton.samples import Layer, binary, convolution, levels
+from vqc.backends.triton.spread import spread
 from vqc.backends.triton.streams import batched
 from vqc.errors import TargetError
 from vqc.layers import text
@@ -83,6 +84,7 @@ def paper() -> list[Record]:
 
 def launches_of(program: Program) -> list[tuple[str, Launch]]:
     """Every launch of a step with the call behind it, recorded on the CPU; PyTorch's own operators run."""
+    program, _ = spread(program)
     lowered = Lowerer(program, torch.device("cpu")).lower()
     found: list[tuple[str, Launch]] = []
     holders = [n for n in program.nodes if n.op == "placeholder"]

@@ -20,6 +20,7 @@ from vqc.backends.triton.environment import (
 )
 from vqc.backends.triton.halves import DTYPES
 from vqc.backends.triton.lowering import Action, Lowered, Lowerer, why_not
+from vqc.backends.triton.spread import spread
 from vqc.backends.triton.tuner import tuner_for
 from vqc.errors import TargetError, UnsupportedOp
 from vqc.executable import CompileReport, Executable
@@ -119,6 +120,7 @@ class TritonBackend(Backend):
                               way_out="leave it out")  # fmt: skip
         if place.device.type == "cuda":
             check_memory(_bytes(program), torch.cuda.mem_get_info(place.device)[0], program.name)
+        program, gone = spread(program)
         tuner = tuner_for(place) if opts["tune"] else None
         lowerer = Lowerer(program, place.device, opts["binary"], stored=DTYPES[opts["residual_dtype"]], tuner=tuner)
         lowered = lowerer.lower()
@@ -129,7 +131,8 @@ class TritonBackend(Backend):
             from vqc.backends.triton import regions
 
             lowered = regions.compiled(program, lowered, place.device)
-        report = CompileReport(self.name, target, lowered.kernels, lowered.fallbacks)
+        kernels = lowered.kernels | dict.fromkeys(gone, "quantized in parts")
+        report = CompileReport(self.name, target, kernels, lowered.fallbacks)
         report.weight_bytes = sum(a.layer.weight_bytes for a in lowered.actions if a.layer is not None)
         report.state_bytes = sum(s.reset.numel() * s.reset.element_size() for s in program.states)
         made = sum(a.layer is not None for a in lowered.actions)

@@ -25,6 +25,7 @@ from vqc.backends.triton.backend import Lowered, refuse
 from vqc.backends.triton.environment import SHARED_LIMIT
 from vqc.backends.triton.launch import Launch
 from vqc.backends.triton.lowering import Lowerer
+from vqc.backends.triton.spread import spread
 from vqc.errors import ArtifactError, TargetError
 from vqc.program import DTYPE_NAMES, Program
 
@@ -111,6 +112,7 @@ def export_folder(program: Program, arch: str, folder: Path, options: Mapping[st
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} exists and is not an empty folder", way_out="name a new one")
+    program, _ = spread(program)
     lowered = Lowerer(program, torch.device("cpu"), whole=True).lower()
     if lowered.fallbacks:
         raise refuse(program, lowered, "rewrite these operators: exported kernels cannot fall back to PyTorch")

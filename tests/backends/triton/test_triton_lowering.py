@@ -82,7 +82,8 @@ def test_a_network_equals_the_reference_with_its_state():
     g = torch.Generator().manual_seed(9)
     exe = same(program, [[torch.randn(1, 3, 12, 16, generator=g)] for _ in range(3)])
     kernels = exe.report.kernels
-    made = {"conv_i8", "depthwise_i8", "pointwise", "resize_bilinear", "move_channels", "view", "eager aten.flip"}
+    made = {"conv_i8", "depthwise_i8", "pointwise", "resize_bilinear", "written in place", "view",
+            "quantized in parts", "eager aten.flip"}  # fmt: skip
     assert set(kernels.values()) == made
     assert kernels["prelu"] == kernels["qconv2d"] == "conv_i8", "residual and PReLU in the convolution's kernel"
     assert [(d.node, d.reason) for d in exe.report.fallbacks] == [("flip", "there is no Triton kernel for aten.flip")]
@@ -288,3 +289,23 @@ def test_concatenations_in_place_and_parts_that_are_views():
         assert [kernels[k] for k in ("split_with_sizes", "slice_1", "cat_2")] == [whole, "view", "written in place"]
         assert kernels["cat"] == kernels["cat_1"] == "move_channels", "x, and what stands elsewhere, are moved there"
     same(program, [[torch.randn(1, 6, 7, 9, generator=g)] for _ in range(2)])
+
+
+def test_quantizers_of_concatenations_are_spread():
+    """One scale, and one for each channel; a part that is a result, too; a concatenation that others read stays."""
+    b = Hand("spread", seed=4)
+    x, h = b.input("x", 1, 5, 6, 9), b.state("h", torch.zeros(1, 5, 6, 9))
+    y, z = b(vops.sigmoid, x), b(vops.tanh, b(aten.mul.Tensor, x, h))
+    scales = b.const("scales", torch.rand(10, generator=b.generator) * 0.02 + 0.01)
+    points = b.const("points", torch.randint(0, 256, (10,), generator=b.generator))
+    both = quantize(b, b(aten.cat, [y, h, z], 1), 0.01)
+    each = b(qd.quantize_per_channel, b(aten.cat, [z, y], 1), scales, points, 1, 0, 255, torch.uint8)
+    kept = b(aten.cat, [x, h], 1)
+    new = b(aten.add.Tensor, y, z)
+    program = b.done(both, each, quantize(b, kept, 0.02), b(aten.relu, kept), y, states=[new])
+    g = torch.Generator().manual_seed(3)
+    exe = same(program, [[torch.randn(1, 5, 6, 9, generator=g)] for _ in range(2)])
+    kernels = exe.report.kernels
+    assert kernels["cat"] == kernels["cat_1"] == "quantized in parts" != kernels["cat_2"]
+    assert kernels["quantize_per_tensor"] == "written in place"
+    assert all(n.name in kernels for n in program.calls)
