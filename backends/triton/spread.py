@@ -20,10 +20,10 @@ def spread(program: Program) -> tuple[Program, list[str]]:
     if not found:
         return program, []
     made = program.clone()
-    gone = []
+    gone: list[str] = []
     for name in found:
         n = made.node(name)
-        gone.append(n.args[0].name)
+        gone.append(str(n.all_input_nodes[0].name))
         _spread_one(made, n)
     return made, gone
 
