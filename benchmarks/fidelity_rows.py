@@ -139,10 +139,10 @@ def _stretches(name: str, count: int, reach: int, size: tuple[int, int]) -> list
     return [video.read_clip(video.clip(name), each, size, start=start) for start in starts]
 
 
-def _at_speeds(name: str, count: int, reach: int, size: tuple[int, int]) -> list[Tensor]:
-    """As `_stretches`, one at each of the speeds."""
-    clip = _read(name, video.CLIPS[name].frames, size)
-    return at_speeds(clip, SPEEDS, frames=max(2, count // len(SPEEDS)) + reach)
+def _at_speeds(names: Sequence[str], count: int, reach: int, size: tuple[int, int]) -> list[Tensor]:
+    """Stretches of known clips, two of each at each of the speeds, all calm ones first."""
+    clips = [_read(n, video.CLIPS[n].frames, size) for n in names]
+    return at_speeds(clips, SPEEDS, frames=max(2, count // 6) + reach, stretches=2)
 
 
 def _scenes(net: Network, clips: Sequence[Tensor]) -> list[Tensor]:
@@ -305,8 +305,10 @@ def main(argv: list[str] | None = None) -> None:
     row = Row(given.row, "recipe", given.pipeline) if given.pipeline else rows()[given.row]
     net = network(case.model, case.size)
     count = min(given.frames, case.most)
-    taken = _at_speeds if given.speeds else _stretches
-    calibration = [c for n in case.calibration for c in taken(n, count, net.reach, case.size)]
+    if given.speeds:
+        calibration = _at_speeds(case.calibration, count, net.reach, case.size)
+    else:
+        calibration = [c for n in case.calibration for c in _stretches(n, count, net.reach, case.size)]
     if given.scenes:
         calibration = _scenes(net, calibration)
     record = measure(row, net, calibration, trials(case, net, count, given.quick),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx
 
-from vqc.calibration import Observed, as_clips, phase_of, rollout
+from vqc.calibration import Clips, Observed, as_clips, phase_of, rollout
 from vqc.calibration.slots import slot_parts
 from vqc.errors import CalibrationError, PipelineError
 from vqc.frames import frame_layout
@@ -43,18 +43,25 @@ class Observe(Pass):
     Valid before: any program. Valid after: the same graph; observed nodes carry `meta["observed"]`.
 
     Options: `policy` - "tensor": one group a tensor; "frame": apart for every frame slot that the tensor holds
-    (`vqc.calibration.slots`); "phase": apart by frames since reset (0, 1, 2-3, 4-7, 8-15, 16 and later).
+    (`vqc.calibration.slots`); "phase": apart by frames since reset (0, 1, 2-3, 4-7, 8-15, 16 and later). `clips` - the
+    first so many of the calibration clips alone, the others being there for passes that learn; 0: all.
     """
 
     name: ClassVar[str] = "observe"
     numerics: ClassVar[Numerics] = Exact()
     policy: Literal["tensor", "frame", "phase"] = "tensor"
+    clips: int = 0
 
     def apply(self, program: Program, context: PassContext) -> PassResult:
         if self.policy not in ("tensor", "frame", "phase"):
             raise PipelineError(f"observe has no policy {self.policy!r}", way_out="use tensor, frame or phase")
         result = PassResult(program)
         clips = as_clips(context.calibration, program)
+        if not 0 <= self.clips <= len(clips.clips):
+            raise PipelineError(f"observe cannot take the first {self.clips} of {len(clips.clips)} calibration clips",
+                                way_out="give more clips, or a smaller number; 0 takes all")  # fmt: skip
+        if self.clips:
+            clips = Clips(clips.clips[: self.clips])
         known = known_ranges(program)
         watched: dict[fx.Node, Observed] = {}
         for n in quantizable(program):

@@ -50,6 +50,16 @@ def test_observers_merge_as_one_process_would_see():
     assert (whole.total.counts == second.total.counts).all()
 
 
+def test_the_first_clips_alone():
+    clips = [[torch.rand(1, 3, 6, 6) * top for _ in range(2)] for top in (1, 2, 9)]
+    some = watched(Observe(clips=2)(cell(), PassContext(calibration=clips)))["cat"].total
+    alone = watched(Observe()(cell(), PassContext(calibration=clips[:2])))["cat"].total
+    assert some.frames == 4 and some.range == alone.range and (some.counts == alone.counts).all()
+    for number in (4, -1):
+        with pytest.raises(PipelineError, match="of 3 calibration clips"):
+            Observe(clips=number)(cell(), PassContext(calibration=clips))
+
+
 def test_nothing_of_the_clip_stays():
     before = cell()
     program = Observe()(before, PassContext(calibration=[torch.rand(1, 3, 6, 6)] * 2))
