@@ -69,3 +69,16 @@ def test_what_is_wrong_is_told(place: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "d.vqc"
     damaged.write_bytes((place / "m.vqc").read_bytes()[:-3])
     assert "truncated" in vqc("bench", damaged, code=1)
+
+
+def test_a_file_is_made_of_clips_at_several_speeds(place: Path, tmp_path: Path) -> None:
+    network, out = f"{place}/nets.py:matting", tmp_path / "fast.vqc"
+    given = ("apply", network, "--calibration", place / "a.mp4", "-o", out)
+    vqc(*given, "--recipe", "fold-bn,observe{clips=1},quantize,lower-integer", "--calibration-speeds", "1,2",
+        "--calibration-frames", "6")  # fmt: skip
+    assert files.about(out)["calibration"]["steps"] == 6  # three of every frame, three of every second
+    observed = next(r for r in load_file(out).history if r.name.startswith("observe"))
+    assert observed.notes == ("3 frames of 1 clips, state carried, reset before each clip",)
+    short = vqc(*given, "--recipe", "int8", "--calibration-speeds", "1,8", "--calibration-frames", "6", code=1)
+    assert "has no 2 of them at 8 times its speed" in short
+    assert "speeds cannot be '1,x'" in vqc(*given, "--recipe", "int8", "--calibration-speeds", "1,x", code=2)

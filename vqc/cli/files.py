@@ -11,7 +11,7 @@ import vqc
 from vqc.cli.exits import misuse
 from vqc.cli.options import Calibration, CalibrationFrames, Config, Json, MaybeRecipe, Model, Size, Threads, Workdir
 from vqc.cli.show import Answer, Reporter
-from vqc.cli.work import Job, recipe_for
+from vqc.cli.work import Job, parse_speeds, recipe_for
 from vqc.errors import InputError
 from vqc.files import about
 from vqc.files.write import summary_of
@@ -24,16 +24,23 @@ from vqc.report.tables import folder
 
 def apply(
     model: Model, recipe: MaybeRecipe = None, calibration: Calibration = None, size: Size = None,
-    calibration_frames: CalibrationFrames = 48, threads: Threads = 1, workdir: Workdir = None,
+    calibration_frames: CalibrationFrames = 48,
+    calibration_speeds: Annotated[str | None, typer.Option(
+        metavar="1,2,...", show_default=False,
+        help="Take the frames of calibration clips at these speeds (2: every second one), the first speed first: for "
+        "networks that read motion.")] = None,
+    threads: Threads = 1, workdir: Workdir = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.vqc", help="The file to write."
                                          )] = Path("out.vqc"),
     config: Config = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Put a network through a recipe and write the program as a .vqc file, which every command takes as a model."""
-    job = Job(model, "", recipe_for(model, recipe), "reference", calibration, size,
-              calibration_frames=calibration_frames, threads=threads, workdir=workdir)  # fmt: skip
     with misuse(InputError):
         check_name(output)
+        speeds = parse_speeds(calibration_speeds)
+    job = Job(model, "", recipe_for(model, recipe), "reference", calibration, size,
+              calibration_frames=calibration_frames, calibration_speeds=speeds, threads=threads,
+              workdir=workdir)  # fmt: skip
     job.check()
     folder(output.parent)
     answer = Answer("apply", json)

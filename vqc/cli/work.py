@@ -14,6 +14,7 @@ import vqc
 from vqc import distributed, video
 from vqc.api import pipeline_of
 from vqc.backends import backend_for
+from vqc.calibration import at_speeds
 from vqc.cli.clips import clip_path, expand
 from vqc.cli.exits import misuse
 from vqc.cli.show import Reporter
@@ -24,7 +25,7 @@ from vqc.report.session import Clips, Playback, as_list, captured, strip_rows
 from vqc.report.stored import is_stored
 from vqc.report.tables import folder, markdown, write_text
 
-__all__ = ["Job", "clip_path", "parse_size", "recipe_for", "save", "shared_program"]
+__all__ = ["Job", "clip_path", "parse_size", "parse_speeds", "recipe_for", "save", "shared_program"]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -35,6 +36,14 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if found is None or int(found[1]) < 1 or int(found[2]) < 1:
         raise InputError(f"a size cannot be {text!r}", way_out="write HEIGHTxWIDTH, such as 288x512")
     return int(found[1]), int(found[2])
+
+
+def parse_speeds(text: str | None) -> tuple[int, ...]:
+    """(1, 2, 4) out of "1,2,4"; InputError for anything else."""
+    found = () if text is None else tuple(text.replace(" ", "").split(","))
+    if not all(re.fullmatch("[1-9][0-9]*", s) for s in found):
+        raise InputError(f"speeds cannot be {text!r}", way_out="write whole numbers, such as 1,2,4,8")
+    return tuple(int(s) for s in found)
 
 
 def recipe_for(model: str, recipe: str | None) -> str:
@@ -61,7 +70,8 @@ def shared_program(net: Network, recipe: str, clips: Clips | None, report: Repor
 class Job:
     """One network, one clip, one recipe, one target; frames of 0 means all. `workdir`: as for `vqc.apply`.
 
-    `calibration`: clips, folders of them, or several with commas between.
+    `calibration`: clips, folders of them, or several with commas between. `calibration_speeds`: where given, the
+    clips' frames are taken at these speeds (`vqc.calibration.at_speeds`).
     """
 
     model: str
@@ -75,6 +85,7 @@ class Job:
     calibration_frames: int = 48
     threads: int = 1
     workdir: Path | None = None
+    calibration_speeds: tuple[int, ...] = ()
 
     def check(self) -> None:
         """Raise as Misuse what can be known at once: a wrong recipe, target, size or folder, a missing clip."""
@@ -109,8 +120,14 @@ class Job:
 
     def calibration_clips(self, net: Network) -> list[Tensor] | None:
         """The clips that ranges are taken from, each [T,3,H,W]."""
-        names = self.calibration_names
-        return [self.read(name, self.calibration_frames, net.size) for name in names] if names else None
+        names, speeds = self.calibration_names, self.calibration_speeds
+        if not names:
+            return None
+        clips = [self.read(name, self.calibration_frames, net.size) for name in names]
+        if not speeds:
+            return clips
+        enough = self.calibration_frames > net.reach * max(speeds)
+        return at_speeds(clips, speeds, frames=None if enough else net.reach + 1)
 
     def program(self, net: Network, report: Reporter, program: Program | None = None) -> Program:
         """The network (or its `program`, captured before) put through the recipe (`shared_program`)."""
