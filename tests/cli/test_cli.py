@@ -149,6 +149,7 @@ def test_export_writes_a_folder_that_tests_itself(place: Path, tmp_path: Path) -
         (1, ["inspect", "{p}/gone.py:net"], ["cannot be loaded", "gone.py"]),
         (2, ["inspect", "rife", "--size", "30x64"], ["multiples of 32", "--size 32x64"]),
         (2, ["compile", "{m}", "--target", "reference", "--tune"], ["target reference has no --tune"]),
+        (2, ["bench", "{m}", "--target", "reference", "--compare-float"], ["reference has no --compare-float"]),
         (2, ["compile", "{m}", "--target", "inductor", "-o", "x"], ["target inductor has no -o", "vqc apply"]),
         (1, ["compile", "{m}", "--target", "aarch64-linux"], ["is not compiled in this process", "vqc.export"]),
         (1, ["compile", "{p}/nets.py:tall", "--size", "16x24", "--no-fallback", "--target", "portable"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import sys
@@ -11,16 +12,19 @@ from typing import Any
 
 import onnxruntime
 import pytest
+import torch
 from cli_helpers import make_place, vqc, vqc_json
 from typer.testing import CliRunner
 
 import vqc as package
 from vqc.backends import TARGETS
 from vqc.cli import app
+from vqc.cli.compare import worst_sqnr
 from vqc.cli.show import plain
 from vqc.errors import TargetError
 from vqc.pipeline import passes
 from vqc.recipes import RECIPES
+from vqc.report.session import Playback
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,11 @@ def test_the_lists() -> None:
     assert known["lower-integer"]["promise"].startswith("Lossy") and known["observe"]["about"]
     targets = vqc_json("targets")["targets"]
     assert [t["target"] for t in targets] == list(TARGETS) and all(t["what"] for t in targets), "vqc/cli/lists.py"
+
+
+def test_the_targets_of_an_option() -> None:
+    assert vqc_json("run", "--target", "list")["targets"] == vqc_json("targets")["targets"]
+    assert "x86-64-v4" in vqc("run", "--target", "list")
 
 
 def test_run_inspect_bench_apply_export(place: Path, tmp_path: Path) -> None:
@@ -123,6 +132,15 @@ def test_an_error_is_json_too(place: Path) -> None:
     assert usage["error"]["kind"] == "UsageError" and "--nothing" in usage["error"]["what"]
     assert vqc_json("rum", code=2)["error"]["kind"] == "UsageError"
     assert "Missing argument" in vqc_json("run", code=2)["error"]["what"]
+    assert "--nothing" in vqc_json("--nothing", "run", code=2)["error"]["what"]
+
+
+def test_a_frame_that_is_no_number_is_the_worst() -> None:
+    right = [torch.rand(1, 4, 6) for _ in range(3)]
+    reference, shown = Playback("float", 0, pictures=right), Playback("int8", 0, pictures=[p + 0.01 for p in right])
+    assert worst_sqnr(shown, reference) > 20
+    shown.pictures[1] = right[1] * float("nan")
+    assert math.isnan(worst_sqnr(shown, reference))
 
 
 def test_what_no_json_has_is_text() -> None:

@@ -50,6 +50,7 @@ def test_bisect_alone(place: Path, tmp_path: Path) -> None:
     said = vqc(*common(place), "--bisect", "--bound", "90")
     assert "first under 90 dB: after pass quantize{tail=quantized,displacements=quantized}, in frame 0" in said
     assert "programs run to find it: " in said and "Which layer" not in said
+    assert "--bisect writes no page" in vqc(*common(place), "--bisect", "-o", tmp_path / "out.html", code=2)
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,16 @@ def test_without_float_there_is_a_video_and_a_record(place: Path, tmp_path: Path
         assert video_file.read_bytes() == (tmp_path / "b" / video_file.name).read_bytes()
 
 
+def test_an_example_of_random_numbers_is_no_other_network(place: Path, tmp_path: Path) -> None:
+    """A factory is called anew by each run: its weights count, the frame it shows does not."""
+    net = (place / "nets.py").read_text() + "\n\ndef loose():\n    net = Matting()\n    torch.seed()\n"
+    (tmp_path / "loose.py").write_text(net + "    return net, torch.rand(1, 3, 16, 24), {'r': 2}, 1\n")
+    call = ["run", f"{tmp_path}/loose.py:loose", place / "b.mp4", "--target", "reference", "-o", tmp_path / "out"]
+    assert vqc_json(*call)["clips"][0]["status"] == "done"
+    again = vqc_json(*call)["clips"][0]
+    assert again["status"] == "kept", again
+
+
 def test_several_paths_and_each_clip_once(place: Path, tmp_path: Path) -> None:
     found = vqc_json("run", f"{place}/nets.py:matting", place / "b.mp4", place / "clips", place / "clips" / "one.mp4",
                      "--target", "reference", "-o", tmp_path)  # fmt: skip

@@ -38,9 +38,16 @@ def test_a_file_knows_what_made_it(place: Path) -> None:
 def test_compare_and_run_play_a_file_as_it_is(place: Path, tmp_path: Path) -> None:
     shown = vqc("compare", place / "m.vqc", place / "a.mp4", "--target", "portable", "--frames", "6")
     assert "vqc portable, as stored beside PyTorch, the file's program" in shown
+    assert "compared with the file's own program" in shown
     assert "drift" in shown
     vqc("run", place / "m.vqc", place / "a.mp4", "--target", "reference", "--frames", "3", "-o", tmp_path)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".md", ".mp4", ".png"]
+
+
+def test_a_quantized_file_has_nothing_to_report_on(place: Path) -> None:
+    """Its float self is not in it: a report would call integer layers float and find no difference."""
+    call = ["report", place / "m.vqc", place / "a.mp4", "--recipe", "float", "--frames", "3"]
+    assert "is quantized already" in vqc(*call, code=2)
 
 
 def test_a_recipe_goes_on_top(place: Path, tmp_path: Path) -> None:

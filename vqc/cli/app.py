@@ -31,7 +31,11 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.obj = {"json": "--json" in args}
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except _Refused as refused:
+            _refusal(ctx, refused)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         def told(error: VqcError, code: Exit) -> typer.Exit:
@@ -51,11 +55,16 @@ class _Group(TyperGroup):
             if debug:
                 raise
             raise told(error, Exit.WORK) from None
-        except _Refused as refused:  # the parser prints the usage
-            if ctx.obj["json"]:
-                said = {"kind": "UsageError", "what": refused.format_message(), "where": "", "why": "", "way_out": ""}
-                print_json(ctx.invoked_subcommand or "", False, {"error": said})
+        except _Refused as refused:
+            _refusal(ctx, refused)
             raise
+
+
+def _refusal(ctx: Any, refused: Any) -> None:
+    """The document of what the parser refuses; the parser itself prints the usage."""
+    if ctx.obj["json"]:
+        said = {"kind": "UsageError", "what": refused.format_message(), "where": "", "why": "", "way_out": ""}
+        print_json(ctx.invoked_subcommand or "", False, {"error": said})
 
 
 HELP = """A compiler that makes video networks written in PyTorch small and fast.

@@ -24,7 +24,7 @@ from vqc.cli.exits import Misuse
 from vqc.cli.playing import chosen, played, strip, windows
 from vqc.cli.record import made_from, read_record, text_of, why_anew
 from vqc.cli.show import Reporter
-from vqc.cli.work import Job, table_text
+from vqc.cli.work import Job, announce, table_text
 from vqc.errors import ArtifactError, InputError, VqcError
 from vqc.report.network import Network
 from vqc.report.session import Engine, Playback, captured, eager_engine, program_engine, rows, use_threads
@@ -95,7 +95,7 @@ class Batch:
     @cached_property
     def net(self) -> Network:
         net = self.job.network()
-        self.report.say(f"model {net.name}" + (f", weights: {net.licence}" if net.licence else ""))
+        announce(net, self.report, self.beside)
         return net
 
     @cached_property

@@ -13,9 +13,11 @@ import typer
 from torch import Tensor
 
 import vqc
+from vqc.backends import C_TARGETS
 from vqc.backends.c.build import find_compiler
 from vqc.backends.c.compare import slower_than_float
 from vqc.cli import complete, figures
+from vqc.cli.exits import Misuse
 from vqc.cli.options import (
     Calibration,
     CalibrationFrames,
@@ -30,6 +32,7 @@ from vqc.cli.options import (
 )
 from vqc.cli.show import Answer, Reporter
 from vqc.cli.work import Job, recipe_for
+from vqc.errors import TargetError
 from vqc.executable import Executable
 from vqc.layers import by_kernel
 from vqc.report.session import use_threads
@@ -60,6 +63,7 @@ def bench(
     """Time a compiled network: ms a step, and what each layer's kernel takes of it."""
     job = Job(model, clip or "", recipe_for(model, recipe), target, calibration, size, frames, 0, calibration_frames,
               threads, workdir)  # fmt: skip
+    _check_options(target, tune=tune, compare_float=compare_float)
     answer = Answer("bench", json)
     with Reporter() as report:
         timed = measure(job, report, tune=tune, compare=compare_float)
@@ -74,6 +78,14 @@ def bench(
     answer.give(network=timed.network, threads=threads, steps=len(times), ms_a_step=statistics.median(times),
                 least_ms=min(times), ms=times, compile_s=timed.compile_s,
                 compiled=figures.compiled(compiled, layers=True))  # fmt: skip
+
+
+def _check_options(target: str, **given: bool) -> None:
+    """Raise a Misuse for an option that only C targets have."""
+    wrong = [f"--{name.replace('_', '-')}" for name, used in given.items() if used]
+    if wrong and target not in C_TARGETS:
+        raise Misuse(TargetError(f"target {target} has no {wrong[0]}", why="it is for C targets",
+                                 way_out="leave it out, or choose another target (`vqc targets`)"))  # fmt: skip
 
 
 def measure(job: Job, report: Reporter, *, tune: bool = False, compare: bool = False) -> Timed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ from vqc.cli.options import (
     Workdir,
 )
 from vqc.cli.show import Answer, Reporter, err
-from vqc.cli.work import Job, recipe_for
+from vqc.cli.work import Job, announce, recipe_for
 from vqc.errors import InputError
 from vqc.report.network import Network
 from vqc.report.session import Playback, eager_engine, frame_rows, is_matte, play, program_engine, rows, use_threads
@@ -56,6 +57,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare a compiled network with the float one, frame by frame; nothing is written.
 
+    A .vqc file is compared with its own program run by PyTorch, quantized as it is: it holds no other network.
+
     With a bound (--max-mad and the like) the exit code says whether it holds: 0, or 3 if it does not.
     """
     job = Job(model, clip, recipe_for(model, recipe), target, calibration, size, frames, start, calibration_frames,
@@ -76,8 +79,7 @@ def compare(
                                                                     else ""))  # fmt: skip
     for declined in compiled.fallbacks:
         answer.line(f"fallback {declined.node}: {declined.reason}")
-    found["worst_sqnr_db"] = min(metrics.sqnr_db(a.clamp(0, 1), b.clamp(0, 1))
-                                 for a, b in zip(shown.pictures, reference.pictures, strict=True))  # fmt: skip
+    found["worst_sqnr_db"] = worst_sqnr(shown, reference)
     exceeded = _exceeded(bounds, found)
     for text in exceeded:
         err().print(f"[bold red]bound:[/] {text}")
@@ -93,7 +95,7 @@ def _play(job: Job, report: Reporter, bounds: Mapping[str, float]) -> tuple[Netw
     clip_file = clip_path(job.clip)
     next(video.iter_frames(clip_file))  # a clip that cannot be read is told before weights are fetched
     net = job.network()
-    report.say(f"model {net.name}" + (f", weights: {net.licence}" if net.licence else ""))
+    announce(net, report)
     clip = video.read_clip(clip_file, job.frames or None, net.size, job.start)
     options = use_threads(job.threads, job.target)
     reference = play(eager_engine(net), net, clip, report)
@@ -116,6 +118,13 @@ def _check_bounds(bounds: Mapping[str, float], reference: Playback) -> None:
         if name == "--min-ssim" and small:
             raise Misuse(InputError(f"{name} cannot be judged", why="SSIM looks at 11x11 pixels, and the picture is "
                                     "smaller", way_out="use --min-psnr"))  # fmt: skip
+
+
+def worst_sqnr(shown: Playback, reference: Playback) -> float:
+    """The lowest SQNR (dB) of a frame; nan if any frame has none, which Python's own `min` may pass over."""
+    values = [metrics.sqnr_db(a.clamp(0, 1), b.clamp(0, 1))
+              for a, b in zip(shown.pictures, reference.pictures, strict=True)]  # fmt: skip
+    return next((v for v in values if math.isnan(v)), min(values))
 
 
 def _exceeded(bounds: Mapping[str, float], found: Mapping[str, float]) -> Sequence[str]:

@@ -10,17 +10,16 @@ import typer
 from vqc import video
 from vqc.cli import complete
 from vqc.cli.config import configure
-from vqc.cli.lists import Json, target_rows
-from vqc.cli.show import Answer
+from vqc.cli.lists import Json, targets
 
 __all__ = ["Calibration", "CalibrationFrames", "Clip", "Clips", "Config", "Frames", "Json", "MaybeRecipe", "Model",
            "Recipe", "Size", "Start", "Target", "TargetOrNone", "Threads", "Workdir"]  # fmt: skip
 
 
 def _listed(context: typer.Context, value: str) -> str:
-    """The callback of --target: `list` prints the table and ends."""
+    """The callback of --target: `list` does what `vqc targets` does, and ends."""
     if value == "list" and not context.resilient_parsing:
-        Answer("targets", json=False).table(target_rows())
+        targets(json=context.obj["json"])
         raise typer.Exit
     return value
 

@@ -31,8 +31,10 @@ def made_from(job: Job, net: Network, program: Program, beside: bool) -> dict[st
 
     Raises VideoError for a calibration clip that cannot be read.
     """
+    still = program.clone()
+    still.example = ()  # often of random numbers; results do not depend on it, only on its shapes
     return {
-        "model": content_key(program), "picture": [net.picture, net.foreground],
+        "model": content_key(still), "picture": [net.picture, net.foreground],
         "recipe": str(pipeline_of(job.recipe)),
         "calibration": [identity(clip_path(name)).sha256 for name in job.calibration_names],
         "calibration frames": job.calibration_frames if job.calibration_names else None,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vqc.cli.exits import Misuse
 from vqc.cli.options import (
     Calibration,
     CalibrationFrames,
@@ -26,7 +27,8 @@ from vqc.cli.options import (
 )
 from vqc.cli.show import Answer, Reporter
 from vqc.cli.work import Job
-from vqc.program import Program
+from vqc.errors import InputError
+from vqc.program import Program, op_text
 from vqc.report import text
 from vqc.report.bisect import bisect
 from vqc.report.gather import quantization_report
@@ -34,6 +36,7 @@ from vqc.report.html import page
 from vqc.report.network import Network
 from vqc.report.quantization import QuantizationReport
 from vqc.report.session import captured, use_threads
+from vqc.report.stored import is_stored
 from vqc.report.tables import folder, write_text
 from vqc.report.versions import collect
 
@@ -59,12 +62,19 @@ def run_report(job: Job, output: Path | None, bound: float, *, json: bool, only_
     Raises Misuse, VideoError and ArtifactError before anything slow begins.
     """
     compiled = None if job.target == "none" else job.target
+    if only_bisect and output is not None:
+        raise Misuse(InputError("--bisect writes no page", why="it only seeks the first fall",
+                                way_out="leave out --bisect or -o"))  # fmt: skip
     replace(job, target=compiled or "reference").check()
     if output is not None:
         folder(output.parent)
     answer = Answer("report", json)
     with Reporter() as progress:
         net = job.network()
+        if is_stored(job.model) and any(op_text(n.target).startswith("vqc.q") for n in net.program.calls):
+            raise Misuse(InputError(f"the program in {job.model} is quantized already",
+                                    why="the file holds no float network to compare it with",
+                                    way_out="report on the network that it was made from, with --recipe"))  # fmt: skip
         steps = net.steps(job.read(job.clip, job.frames + net.reach if job.frames else 0, net.size, job.start))
         read = job.calibration_clips(net)
         clips = None if read is None else [net.steps(clip) for clip in read]

@@ -25,7 +25,7 @@ from vqc.report.session import Clips, Playback, as_list, captured, strip_rows
 from vqc.report.stored import is_stored
 from vqc.report.tables import folder, markdown, write_text
 
-__all__ = ["Job", "clip_path", "parse_size", "parse_speeds", "recipe_for", "save", "shared_program"]
+__all__ = ["Job", "announce", "clip_path", "parse_size", "parse_speeds", "recipe_for", "save", "shared_program"]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -49,6 +49,13 @@ def parse_speeds(text: str | None) -> tuple[int, ...]:
 def recipe_for(model: str, recipe: str | None) -> str:
     """The recipe asked for; by default float for a network, and none for a file, whose program has had its own."""
     return recipe if recipe is not None else "" if is_stored(model) else "float"
+
+
+def announce(net: Network, report: Reporter, beside: bool = True) -> None:
+    """Say which network it is; with `beside`, what a file is compared with."""
+    report.say(f"model {net.name}" + (f", weights: {net.licence}" if net.licence else ""))
+    if beside and net.program is not None:
+        report.say("it is compared with the file's own program, run by PyTorch: the file holds no other network")
 
 
 def shared_program(net: Network, recipe: str, clips: Clips | None, report: Reporter, workdir: Path | None = None,
