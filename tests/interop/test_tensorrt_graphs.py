@@ -71,6 +71,25 @@ def test_shift_padding_and_bias_make_up_for_each_other(zero: int, padding: int, 
     assert bind(conv)["padding"] == ([padding] * 2 if zero == 128 else [0, 0])
 
 
+@pytest.mark.parametrize(("zero", "padding"), [(400, 0), (400, 1), (-30, 1)])
+def test_a_zero_beyond_8_bits_that_is_padded_with_leaves_the_layer_float(zero: int, padding: int):
+    before, after = one_layer(zero, padding, True), for_tensorrt(one_layer(zero, padding, True))
+    assert len(pairs(after)) == (padding == 0)
+    assert any("beyond 8 bits" in n for r in after.history for n in r.notes) == (padding > 0)
+    x = torch.arange(120).remainder(251).view(1, 4, 6, 5) * 0.03125 - 2.0
+    assert torch.allclose(evaluate(after, [x])[0], evaluate(before, [x])[0], rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize(("zero", "low", "scale"), [(-100, -128, 0.01), (0, -127, 0.01), (0, -128, 0.02)])
+def test_signed_pictures_of_other_tools_keep_their_zero_range_and_scale(zero, low, scale, quantize_op):
+    h = Hand()
+    q = h(qd.quantize_per_tensor, h.input("x", 1, 40), 0.01, zero, low, 127, torch.int8)
+    before = h.done(h(qd.dequantize_per_tensor, q, scale, zero, low, 127, torch.int8))
+    x = torch.linspace(-3, 3, 40)[None]
+    for after in (for_tensorrt(before), with_quantize_op(for_tensorrt(before), quantize_op)):
+        assert torch.allclose(evaluate(after, [x])[0], evaluate(before, [x])[0], rtol=1e-6, atol=1e-6)
+
+
 def test_pictures_that_others_read_become_arithmetic():
     h = Hand()
     q = h(qd.quantize_per_tensor, h.input("x", 1, 40), 0.05, 77, 0, 255, torch.uint8)

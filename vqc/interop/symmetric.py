@@ -29,7 +29,8 @@ def for_tensorrt(program: Program) -> Program:
     """The decomposed program with int8 quantize and dequantize of zero point 0 next to every layer that can have them.
 
     Other layers are float, with the reason in the history: a picture with a scale for each channel, one that is
-    quantized where it is not dequantized alike, a transposed convolution of a picture whose zero is not in the middle.
+    quantized where it is not dequantized alike, one that is padded with a zero beyond 8 bits, a transposed convolution.
+    Every other pair of quantize and dequantize becomes float arithmetic, unless it is of this kind already.
     """
     made = spelled_out(decompose(program))
     counts, notes = {"layer": 0, "picture": 0}, []
@@ -44,8 +45,8 @@ def for_tensorrt(program: Program) -> Program:
         elif float_weight(made, n):
             notes.append(f"{n.name} is float: {reason}")
     made.drop_dead()
-    for n in made.calls:  # what is quantized for other readers than layers
-        if n.target in (QUANTIZE, DEQUANTIZE) and bind(n)["dtype"] is torch.uint8:
+    for n in made.calls:  # what is quantized for other readers than layers, or otherwise
+        if n.target in (QUANTIZE, DEQUANTIZE) and not _is_symmetric(n):
             with made.graph.inserting_before(n):
                 new = _arithmetic(made, n)
             n.replace_all_uses_with(new)
@@ -53,6 +54,13 @@ def for_tensorrt(program: Program) -> Program:
             counts["picture"] += 1
     made.drop_dead()
     return made.recorded(PassRecord("for-tensorrt", counts, notes=tuple(notes)))
+
+
+def _is_symmetric(n: fx.Node) -> bool:
+    """Whether a quantize or a dequantize is of the kind that TensorRT knows."""
+    b = bind(n)
+    levels = n.target is DEQUANTIZE or (b["quant_min"], b["quant_max"]) == (-128, 127)
+    return b["dtype"] is torch.int8 and b["zero_point"] == 0 and levels
 
 
 def _leaves(dq: fx.Node) -> list[fx.Node] | None:
@@ -81,6 +89,8 @@ def _why_float(layer: fx.Node) -> str | None:
         return "its picture has no single scale"
     if _leaves(dq) is None:
         return "its picture is not quantized as it is dequantized"
+    if layer.target is aten.conv2d.default and any(bind(layer)["padding"]) and not 0 <= bind(dq)["zero_point"] <= 255:
+        return "it pads a picture whose zero point is beyond 8 bits: no level is the padding's"
     if layer.target is aten.conv_transpose2d.input:
         if bind(dq)["zero_point"] != 128:
             return "a transposed convolution of a picture whose zero point is not 128"
@@ -158,11 +168,15 @@ def _arithmetic(program: Program, n: fx.Node) -> fx.Node:
         inverse = _number(program, n, "inverse", 1.0 / b["scale"])
         y = call(aten.add.Scalar, call(aten.round.default, call(aten.mul.Tensor, b["input"], inverse)), zero)
         y = call(aten.clamp.default, y, float(b["quant_min"]), float(b["quant_max"]))
-        return program.call(aten._to_copy.default, (y,), {"dtype": torch.uint8}, like=n)
+        return program.call(aten._to_copy.default, (y,), {"dtype": b["dtype"]}, like=n)
     x = b["input"]
     if dtype_of(x) != torch.float32:
         x = program.call(aten._to_copy.default, (x,), {"dtype": torch.float32}, like=n)
     return call(aten.mul.Tensor, call(aten.sub.Scalar, x, zero), scale)
+
+
+def _same_scale(q: fx.Node, dq: fx.Node) -> bool:
+    return bool(bind(q)["scale"] == bind(dq)["scale"])
 
 
 def with_quantize_op(program: Program, quantize_op: Any) -> Program:
@@ -171,7 +185,7 @@ def with_quantize_op(program: Program, quantize_op: Any) -> Program:
     """
     made, count = program.clone(), 0
     for n in made.calls:
-        if n.target is DEQUANTIZE and n.args[0].target is QUANTIZE:
+        if n.target is DEQUANTIZE and n.args[0].target is QUANTIZE and _same_scale(n.args[0], n):
             amax = _number(made, n, "amax", 127 * bind(n)["scale"])
             args: tuple[Any, ...] = (n.args[0].args[0], amax, 8, 0, False, False)
         elif n.target is WEIGHT and made.constant(n.args[0]) is not None:
