@@ -109,8 +109,12 @@ def _mixes(n: fx.Node, moving: set[fx.Node]) -> str | None:
     schema = n.target._schema.arguments
     given = {a.name: n.args[i] if i < len(n.args) else n.kwargs.get(a.name, a.default_value if a.has_default_value()
              else None) for i, a in enumerate(schema)}  # fmt: skip
+    if name == "aten.expand" and len(given["size"]) != rank:
+        return "it puts axes before theirs"
     axes: list[Any] = [given[k] for k in _AXES if given.get(k) is not None]
     flat = [d for a in axes for d in (a if isinstance(a, (list, tuple)) else [a])]
+    if name == "aten.roll" and not flat:
+        return "it works along all axes at once"
     if name == "aten.permute":
         return None if flat[0] % rank == 0 else "it moves their axis"
     along = any(d % rank == 0 for d in flat) and name != "aten.unsqueeze"  # which its result's shape tells

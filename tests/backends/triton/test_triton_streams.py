@@ -67,6 +67,8 @@ def test_the_program_itself_is_left_alone():
     (lambda b, x: b(aten.sum.dim_IntList, x, [1, 2, 3]), ""),
     (lambda b, x: b(aten.mean, x), "in place of"),
     (lambda b, x: b(aten.add.Tensor, x, b(aten.select.int, x, 0, 0)), "along their axis"),
+    (lambda b, x: b(aten.expand, b(aten.select.int, x, 1, 0), [1, 2, 4, 4]), "puts axes before theirs"),
+    (lambda b, x: b(aten.roll, x, [1]), "along all axes at once"),
     (lambda b, x: b(aten.sort, x, 3), "not known to keep them apart"),
     (lambda b, x: b(aten.add.Tensor, x, b(aten.view, x, [3, 4, 4])), "cannot run with 2"),
 ])  # fmt: skip
