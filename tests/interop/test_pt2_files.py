@@ -116,6 +116,9 @@ def test_notes_that_do_not_fit_the_graph_are_refused():
         load_pt2(rewritten(data, {"vqc.json": b'{"format": 9, "calls": []}'}))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         said = json.loads(archive.read(next(n for n in archive.namelist() if n.endswith("vqc.json"))))
+    empty_range = [said["inputs"][0] | {"range": []}]
+    with pytest.raises(ArtifactError, match="IndexError"):
+        load_pt2(rewritten(data, {"vqc.json": json.dumps(said | {"inputs": empty_range}).encode()}))
     for key, value in {"states": [], "outputs": 3, "inputs": [{"name": "x"}], "calls": None}.items():
         with pytest.raises((ArtifactError, vqc.errors.SpecError)):
             load_pt2(rewritten(data, {"vqc.json": json.dumps(said | {key: value}).encode()}))

@@ -68,7 +68,7 @@ def apply(program: Program, said: Mapping[str, Any], example: Sequence[Tensor]) 
             PassRecord(r["name"], r["rewrites"], tuple(Declined(*d) for d in r["declined"]), tuple(r["notes"]))
             for r in said["history"])  # fmt: skip
         program.notes, program.example = tuple(said["notes"]), tuple(inputs)
-    except (KeyError, TypeError, ValueError) as e:
+    except (LookupError, AttributeError, TypeError, ValueError) as e:
         raise ArtifactError("an exported program has notes that do not fit it", why=f"{type(e).__name__}: {e}",
                             way_out="write it again with target pt2") from e  # fmt: skip
 

@@ -42,9 +42,7 @@ def both(program: Program, inputs: list[torch.Tensor] | None = None) -> list[tup
 
 
 @pytest.mark.parametrize("channels", [8, 35, 64, 3])
-@pytest.mark.parametrize(
-    "shape", [{}, {"stride": 2}, {"pad": 2, "dilation": 2}, {"kernel": 1, "pad": 0, "many": False}]
-)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_sums_are_the_reference_s(channels: int, shape: dict):
     program = layer(channels, **shape)
     exe = vqc.compile(program, "openvino")
