@@ -1,7 +1,8 @@
 """Which tile a layer's kernel takes: candidates, their order on paper, the clock of a device, and what it once said.
 
 Without a device the first candidate on paper is taken, and the report says so. A candidate that spills registers or
-needs more shared memory than there is, is never taken where code can be compiled (`objections`).
+needs more shared memory than there is, is not taken where code can be compiled (`objections`); where all are so, the
+default is, it is not kept, and the report says so.
 """
 
 from __future__ import annotations
@@ -163,8 +164,8 @@ def choices_folder() -> Path:
 class Tuner:
     """Chooses tiles. clock: None without a device; objections: None where no code can be compiled; kept: None: nowhere.
 
-    `found`: how many layers were chosen by what ("measured", "predicted", "kept"); `refused`: candidates with an
-    objection, and it.
+    `found`: how many layers were chosen by what ("measured", "predicted", "kept", "by default .."); `refused`:
+    candidates with an objection, and it.
     """
 
     peak: Peak
@@ -186,11 +187,13 @@ class Tuner:
         order = sorted(candidates(layer), key=lambda t: self._on_paper(with_tile(layer, t), given))
         allowed = (t for t in order if not self._refuse(with_tile(layer, t), given))
         if self.clock is None:
-            tile = next(allowed, tile_of(layer))
+            tile = next(allowed, None)
         else:
             times = {t: s for t, _ in zip(allowed, range(TRIED), strict=False)
                      if (s := self._seconds(with_tile(layer, t), given)) is not None}  # fmt: skip
-            tile = min(times, key=lambda t: times[t]) if times else tile_of(layer)
+            tile = min(times, key=lambda t: times[t]) if times else None
+        if tile is None:
+            return self._take(layer, tile_of(layer), "by default, for every candidate was refused")
         if self.kept is not None:
             self.kept.write(key, {"tile": asdict(tile), "measured": self.clock is not None, "gpu": self.peak.name})
         return self._take(layer, tile, "predicted" if self.clock is None else "measured")

@@ -99,6 +99,15 @@ def test_code_with_an_objection_is_never_taken(monkeypatch):
     assert any("are spilled" in line for line in tuner.said())
 
 
+@pytest.mark.parametrize("clocked", [False, True])
+def test_where_every_candidate_is_refused_the_default_is_taken_and_told(clocked, monkeypatch, tmp_path):
+    layer = convolution(SMALL, Epilogue())
+    clock = FakeClock(monkeypatch, lambda t: 1.0) if clocked else None
+    tuner = Tuner(H200, clock, lambda made: "8 bytes of registers are spilled", Choices(tmp_path))
+    assert tile_of(tuner.best(layer)) == tile_of(layer) and list(tmp_path.iterdir()) == []
+    assert "1 by default, for every candidate was refused" in tuner.said()[0]
+
+
 def test_what_does_not_fit_the_device_is_passed_over(monkeypatch):
     from triton.runtime.errors import OutOfResources
 
