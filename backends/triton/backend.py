@@ -126,11 +126,11 @@ class TritonBackend(Backend):
         lowered = lowerer.lower()
         if lowered.fallbacks and opts["fallback"] == "none":
             raise refuse(program, lowered, "use option fallback=eager, or rewrite these operators")
-        fallback = opts["fallback"] or ("eager" if place.interpreted else "inductor")
+        fallback, told = opts["fallback"] or ("eager" if place.interpreted else "inductor"), list[str]()
         if fallback == "inductor" and lowered.fallbacks:
             from vqc.backends.triton import regions
 
-            lowered = regions.compiled(program, lowered, place.device)
+            lowered, told = regions.compiled(program, lowered, place.device), regions.notes()
         kernels = lowered.kernels | dict.fromkeys(gone, "quantized in parts")
         report = CompileReport(self.name, target, kernels, lowered.fallbacks)
         report.weight_bytes = sum(a.layer.weight_bytes for a in lowered.actions if a.layer is not None)
@@ -139,7 +139,7 @@ class TritonBackend(Backend):
         report.notes.append(f"{made} calls of Triton kernels, {len(lowered.fallbacks)} operators left to PyTorch")
         if lowerer.half:
             report.notes.append(f"{len(lowerer.half)} values between kernels are rounded to {opts['residual_dtype']}")
-        report.notes += [] if tuner is None else tuner.said()
+        report.notes += told + ([] if tuner is None else tuner.said())
         if place.interpreted:
             report.notes.append("kernels are interpreted on the CPU: right, and slow")
         made_ready = TritonExecutable(program, report, lowered, place)

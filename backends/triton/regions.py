@@ -113,6 +113,13 @@ def inductor(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     return compile_frozen(gm, inputs, {k: v for k, v in EXACT_SETTINGS.items() if k not in unknown})
 
 
+def notes() -> list[str]:
+    """What a report says where this PyTorch's compiler lacks some of EXACT_SETTINGS."""
+    unknown = compat.unknown_inductor_settings(list(EXACT_SETTINGS))
+    said = f"this PyTorch's compiler has no setting {', '.join(unknown)}: what it joins may be rounded otherwise"
+    return [said] if unknown else []
+
+
 def compiled(program: Program, lowered: Lowered, device: torch.device, engine: Engine = inductor) -> Lowered:
     """The same step with its regions compiled; the report's reasons say which engine runs what is left, and why.
 

@@ -124,3 +124,12 @@ def test_pytorchs_own_compiler():
     made, wanted = exe.step(program.example)[0], vqc.compile(program, "reference").step(program.example)[0]
     assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
     assert exe.report.kernels["mul"] == "inductor aten.mul.Tensor" and len(exe.report.fallbacks) == 4
+    assert not any("has no setting" in n for n in exe.report.notes)
+
+
+def test_a_setting_that_this_pytorch_lacks_is_told(monkeypatch):
+    monkeypatch.setattr(regions, "EXACT_SETTINGS", {"emulate_precision_casts": True, "of_tomorrow": True})
+    b = Hand("older")
+    x = b.input("x", 3, 4)
+    exe = vqc.compile(b.done(b(aten.neg, b(aten.flip, x, [1]))), "triton", fallback="inductor")
+    assert any("has no setting of_tomorrow: what it joins may be rounded otherwise" in n for n in exe.report.notes)
