@@ -114,13 +114,21 @@ def _built(program: Program) -> tuple[Any, CompileReport]:
     from torch_tensorrt.dynamo.conversion import DYNAMO_CONVERTERS
 
     graph = with_quantize_op(for_tensorrt(program), quantize_op)
-    reasons = ((n, why_in_pytorch(n, DYNAMO_CONVERTERS)) for n in graph.calls)
-    report = CompileReport("tensorrt", "tensorrt", {n.name: f"tensorrt {op_text(n.target)}" for n in graph.calls},
-                           fallbacks=[Declined(n.name, r) for n, r in reasons if r is not None],
-                           notes=[f"torch-tensorrt {torch_tensorrt.__version__}"])  # fmt: skip
+    report = report_of(graph, DYNAMO_CONVERTERS, torch_tensorrt.__version__)
     given = [x.cuda() for x in (*program.example, *program.initial_state())]
     exported = torch.export.export(graph.to_module().eval().cuda(), tuple(given))
     return torch_tensorrt.dynamo.compile(exported, arg_inputs=given), report
+
+
+def report_of(graph: Program, converters: Any, version: str) -> CompileReport:
+    """What TensorRT runs and what PyTorch does, by torch-tensorrt's registry of converters."""
+    reasons = {n: why_in_pytorch(n, converters) for n in graph.calls}
+    kernels = {n.name: f"{'tensorrt' if why is None else 'eager'} {op_text(n.target)}" for n, why in reasons.items()}
+    return CompileReport("tensorrt", "tensorrt", kernels,
+                         fallbacks=[Declined(n.name, why) for n, why in reasons.items() if why is not None],
+                         notes=[f"torch-tensorrt {version}",
+                                "by its list of converters: pieces that are too small for an engine stay in PyTorch as "
+                                "well"])  # fmt: skip
 
 
 def _check(target: str) -> None:

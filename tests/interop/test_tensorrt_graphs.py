@@ -13,6 +13,7 @@ from interop_nets import matte, play
 
 import vqc
 from vqc.arguments import bind
+from vqc.backends.tensorrt import report_of
 from vqc.errors import TargetError
 from vqc.interop.decomposed import decompose
 from vqc.interop.symmetric import for_tensorrt, with_quantize_op
@@ -134,6 +135,16 @@ def test_the_graph_as_a_file(tmp_path: Path):
     want = for_tensorrt(matte("int8-all"))
     found = torch.export.load(folder / "matte.pt2").module()(*want.example, *want.initial_state())
     assert all(torch.equal(a, b) for a, b in zip(found, evaluate(want, want.example), strict=True))
+
+
+def test_the_report_names_what_stays_in_pytorch():
+    graph = for_tensorrt(matte("int8-all"))
+    converters = {n: object() for n in graph.calls if op_text(n.target) != "aten.conv2d"}
+    report = report_of(graph, converters, "0")
+    left = {n.name for n in graph.calls if op_text(n.target) == "aten.conv2d"}
+    assert left and {d.node for d in report.fallbacks} == left
+    assert all("no converter for aten.conv2d" in d.reason for d in report.fallbacks)
+    assert {n for n, k in report.kernels.items() if k.startswith("eager ")} == left
 
 
 @pytest.mark.parametrize("installed", [False, True])
