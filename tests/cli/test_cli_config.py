@@ -112,6 +112,8 @@ def test_forms_of_values(place: Path) -> None:
     assert values(place, 'clips = ["x.mp4", "y.mp4"]\nmodel = "pack.nets:f"', "compare") == {
         "clip": f"{place}/x.mp4", "model": "pack.nets:f"}  # fmt: skip
     assert values(place, 'clips = ["x.mp4"]\n[run]\nclip = "y.mp4"', "run") == {"clips": [f"{place}/y.mp4"]}
+    assert values(place, 'calibration = ["x.mp4,y.mp4", "pexels"]', "run") == {
+        "calibration": [f"{place}/x.mp4", f"{place}/y.mp4", "pexels"]}  # fmt: skip
     assert values(place, 'clips = "x.mp4"', "export") == {}  # it takes none
     assert values(place, 'output = "a"\n[run]\noutput = "/b"', "run") == {"output": "/b"}
     assert values(place, 'output = "a"\n[run]\noutput = "/b"', "export") == {"output": f"{place}/a"}

@@ -93,6 +93,9 @@ def _values(path: Path, table: str, given: Mapping[str, Any], known: Mapping[str
             texts = _texts(where, key, value)
             if key == "clip" and len(texts) != 1:
                 raise _wrong(where, key, value, "one clip; several go under clips")
+            if key == "calibration":  # "a.mp4,b.mp4" as on the command line: each is meant from the file's folder
+                whole = [t for t in texts if t in video.CLIPS or (path.parent / t).exists()]
+                texts = [one for t in texts for one in ([t] if t in whole else t.split(","))]
             found[key] = [_path(path, key, text) for text in texts]
         elif key == "size" and isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value):
             found[key] = f"{value[0]}x{value[1]}"
