@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ def test_recipes_in_brief_and_whole() -> None:
     whole = vqc("recipes", "foem-w3", "int8").splitlines()
     assert [line.strip() for line in whole[1::2]] == [RECIPES["foem-w3"].pipeline, RECIPES["int8"].pipeline]
     assert "no recipe called 'int9'" in vqc("recipes", "int8", "int9", code=2)
+
+
+def test_a_network_of_several_files(place: Path, tmp_path: Path) -> None:
+    """What `vqc` the program does, not this process, whose path pytest made."""
+    (tmp_path / "own_parts.py").write_text((place / "nets.py").read_text())
+    (tmp_path / "own_net.py").write_text("from own_parts import picture as make\n")
+    (tmp_path / "elsewhere").mkdir()
+    command = [Path(sys.executable).with_name("vqc"), "inspect", "--size", "16x24", "--target", "none"]
+    for where, name in ((tmp_path / "elsewhere", f"{tmp_path}/own_net.py:make"), (tmp_path, "own_net:make")):
+        done = subprocess.run([*command, name], cwd=where, capture_output=True, text=True)
+        assert done.returncode == 0 and "aten.conv2d" in done.stdout, done.stdout + done.stderr
 
 
 def test_lists(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,13 @@ def _of_registry(entry: ModelEntry, size: tuple[int, int] | None) -> Network:
 
 
 def _find(source: str, factory: str) -> Callable[[], Any]:
-    """The factory in a module or file; whatever the user's code raises while it loads becomes a CaptureError."""
+    """The factory in a module or file; whatever the user's code raises while it loads becomes a CaptureError.
+
+    A file finds the modules beside it, and a module is looked for from here: as by `python FILE` and `python -m`.
+    """
+    place = str(Path(source).resolve().parent if source.endswith(".py") else Path.cwd())
+    if place not in sys.path:
+        sys.path.insert(0, place)
     try:
         module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as e:  # the user's own code runs here and may raise anything; the cause is kept
