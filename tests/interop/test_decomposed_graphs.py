@@ -120,6 +120,17 @@ def test_what_has_no_plain_form_stays_and_is_named():
     assert [why_whole(n) is None for n in program.calls] == [False]
 
 
+def test_a_layer_with_a_computed_scale_stays_and_is_named():
+    h = Hand()
+    x, s = h.input("x", 1, 4, 6, 5, dtype=U8), h.input("s", 3)
+    before = h.done(h(v.qconv2d, x, h.const("w", W8), s, None, h.const("z", torch.tensor([3], dtype=torch.int32)),
+                      [1, 1], [1, 1], [1, 1], 1))  # fmt: skip
+    after = decompose(before)
+    assert whole(after) == {"vqc.qconv2d"} and len(after.calls) == 1
+    assert after.history[-1].notes == ("kept vqc.qconv2d: s of qconv2d is computed at every step",)
+    assert torch.equal(evaluate(after, after.example)[0], evaluate(before, before.example)[0])
+
+
 def test_signed_pictures_keep_every_float():
     before = decompose(matte(TENSOR))
     after = signed(before)

@@ -62,21 +62,30 @@ def decompose(program: Program) -> Program:
     """
     made = program.clone()
     counts: dict[str, int] = {}
+    notes: list[str] = []
     for n in made.calls:
         rule = _RULES.get(n.target)
         if rule is None:
             continue
-        with made.graph.inserting_before(n):
-            new = rule(_Writer(made, n), bind(n))
+        try:
+            with made.graph.inserting_before(n):
+                new = rule(_Writer(made, n), bind(n))
+        except _Computed as e:  # what was written so far is read by nobody, and goes
+            notes.append(f"kept {op_text(n.target)}: {e}")
+            continue
         new.meta.update({k: m for k, m in n.meta.items() if k in ("source", "module")})
         n.replace_all_uses_with(new)
         made.graph.erase_node(n)
         counts[op_text(n.target)] = counts.get(op_text(n.target), 0) + 1
     made.drop_dead()
-    whole = sorted({f"{op_text(n.target)}: {why}" for n in made.calls if (why := why_whole(n))})
-    made.recorded(PassRecord("decompose", counts, notes=tuple(f"kept {w}" for w in whole)))
+    notes += {f"kept {op_text(n.target)}: {why}" for n in made.calls if (why := why_whole(n))}
+    made.recorded(PassRecord("decompose", counts, notes=tuple(sorted(notes))))
     spec.check(made, "decompose")
     return made
+
+
+class _Computed(Exception):
+    """A rule wants a constant, and the argument is computed at every step."""
 
 
 class _Writer:
@@ -93,7 +102,8 @@ class _Writer:
 
     def known(self, argument: Any) -> Tensor:
         found = self.program.constant(argument)
-        assert found is not None, f"{argument} of {self.node.name} is computed"
+        if found is None:
+            raise _Computed(f"{argument} of {self.node.name} is computed at every step")
         return found
 
 
