@@ -78,6 +78,11 @@ def test_a_pt2_of_vqc_takes_no_declarations(tmp_path: Path):
         vqc.capture(folder / "matte.pt2", states={"h": 1})
 
 
+def test_a_network_needs_an_example():
+    with pytest.raises(CaptureError, match="no example"):
+        vqc.capture(nn.Linear(3, 3).eval())
+
+
 def test_load_does_not_open_a_pt2(tmp_path: Path):
     folder = vqc.export(matte(), tmp_path / "net", target="pt2")
     with pytest.raises(ArtifactError, match=r"may run code(.|\n)*vqc.capture"):

@@ -56,6 +56,9 @@ def capture(model: Any, example: Any = None, *, states: Mapping[str, Any] | None
             return model
     if isinstance(model, torch.export.ExportedProgram) and example is None:
         example, kwargs = _own_example(model, kwargs)
+    if example is None:
+        raise CaptureError("there is no example to capture the network with",
+                           way_out="give one step's arguments, () for none")  # fmt: skip
     args = example if isinstance(example, tuple) else (example,)
     target = Target(model)
     target.check_mode()
