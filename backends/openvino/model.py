@@ -5,7 +5,7 @@ make, and weights of one bit; it gives the sum of products of +1 and -1. `pad_va
 out, as vqc does. What is left of channels beyond a multiple of 8 is a float convolution beside it, for the binary
 kernels of OpenVINO 2026.4 give wrong sums there. FakeQuantize gives its upper value above its bound, `x > edge`, and
 vqc's sign is +1 from tau on, `x >= tau`: the edge is the float32 below tau. Between 0 and the smallest normal number
-there is no telling: negative subnormal numbers count as 0 where tau is 0.
+there is no telling: subnormal numbers may count as 0.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def openvino_model(program: Program, licence: str = "", binary: bool = True) -> 
 
 
 def below(tau: np.ndarray) -> np.ndarray:
-    """The float32 just below each value; below 0 the normal number nearest to it."""
+    """The float32 just below each value; below 0 the normal number nearest to it, and 0 where 0 itself is below."""
     edge = np.nextafter(tau.astype(np.float32), np.float32(-np.inf), dtype=np.float32)
-    return np.where(np.abs(edge) < SMALLEST, -SMALLEST, edge).astype(np.float32)
+    return np.where(np.abs(edge) < SMALLEST, np.where(tau > 0, 0.0, -SMALLEST), edge).astype(np.float32)
 
 
 class Signs:

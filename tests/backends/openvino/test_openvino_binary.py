@@ -60,6 +60,15 @@ def test_a_value_at_the_threshold_is_plus_one():
     assert float(below(np.zeros(1))[0]) == -SMALLEST and float(below(np.ones(1))[0]) < 1
 
 
+@pytest.mark.parametrize("tau", [1e-39, float(SMALLEST), -1e-39])
+def test_zero_beside_the_smallest_thresholds(tau: float):
+    h = Hand()
+    b = h(v.binarize, h.input("x", 1, 8, 2, 2), h.const("t", torch.full((8,), tau)))
+    y = h(v.bconv2d, b, h.const("w", signs(3, 8, 1, 1)), h.const("s", torch.ones(3)), h.const("b", torch.zeros(3)),
+          [1, 1], [0, 0], [1, 1])  # fmt: skip
+    assert all(torch.equal(p, q) for p, q in both(h.done(y, b), [torch.zeros(1, 8, 2, 2)]))
+
+
 def test_thresholds_masks_and_signs_that_are_put_together():
     h = Hand()
     x, s = h.input("x", 1, 24, 9, 10), h.state("s", torch.ones(1, 6, 9, 10))
