@@ -4,9 +4,11 @@ python examples/matting.py TALK.mp4 OTHER.mp4 out.mp4        (the second clip is
 python examples/matting.py /dev/video0 OTHER.mp4 out.mp4     (a camera of Linux, until Ctrl-C)
 """
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import torch
@@ -39,17 +41,24 @@ def main(source: str, other: str, result: str) -> None:
     print(executable.report)
     live = source.startswith("/dev/")
     stream, spent = vqc.Stream(executable), []
+    stopped: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        """Ctrl-C: the frame at work is finished, wherever it is, and the video closed. A second one breaks off."""
+        stopped.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, stop)
 
     def shown() -> Iterator[Tensor]:
         """One composited frame after another: nothing but the state is held."""
-        try:
-            for frame in camera(source) if live else vqc.video.iter_frames(source, size=SIZE):
-                start = time.perf_counter()
-                foreground, alpha, *_ = stream(frame[None])
-                spent.append(time.perf_counter() - start)
-                yield vqc.video.composite(foreground[0], alpha[0])
-        except KeyboardInterrupt:
-            print("stopped")
+        for frame in camera(source) if live else vqc.video.iter_frames(source, size=SIZE):
+            start = time.perf_counter()
+            foreground, alpha, *_ = stream(frame[None])
+            spent.append(time.perf_counter() - start)
+            yield vqc.video.composite(foreground[0], alpha[0])
+            if stopped:
+                return
 
     vqc.video.write_video(result, shown(), 30.0 if live else vqc.video.frame_rate(source))
     middle = sorted(spent)[len(spent) // 2]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 import vqc
 from vqc import models, pipeline
+from vqc.video import write
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -44,7 +47,7 @@ class Larger(nn.Module):
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder with clips, stand-ins, and passes that are forgotten afterwards."""
     everywhere(tmp_path, monkeypatch, {})
     torch.manual_seed(0)
@@ -52,7 +55,9 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(models, "load_srvgg", lambda: Larger().eval())
     monkeypatch.setattr(pipeline, "REGISTRY", pipeline.passes())
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    before = signal.getsignal(signal.SIGINT)
+    yield tmp_path
+    signal.signal(signal.SIGINT, before)
 
 
 def play(patch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
@@ -66,6 +71,23 @@ def test_matting(stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     play(monkeypatch, "matting.py", "talk.mp4", "other.mp4", "out.mp4")
     assert vqc.video.read_clip(stage / "out.mp4").shape == (48, 3, 288, 512)
     assert "0 fallbacks" in (said := capsys.readouterr().out) and "48 frames, " in said
+
+
+def test_matting_is_stopped_while_a_frame_is_written(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def interrupted(image: Tensor) -> Tensor:
+        seen.append(image)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return to_bytes(image)
+
+    to_bytes, compile_it = write.to_bytes, vqc.compile
+    monkeypatch.setattr(write, "to_bytes", interrupted)
+    monkeypatch.setattr(vqc, "apply", lambda program, *_, **__: program)  # what is played is of no matter here
+    monkeypatch.setattr(vqc, "compile", lambda program, target: compile_it(program, "reference"))
+    play(monkeypatch, "matting.py", "talk.mp4", "other.mp4", "out.mp4")
+    assert len(vqc.video.read_clip(stage / "out.mp4")) == 3
 
 
 def test_interpolation(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
