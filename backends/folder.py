@@ -13,15 +13,21 @@ from vqc.errors import ArtifactError
 MARKER = "vqc-export.txt"  # names a folder as ours, so that a new export may replace it
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ArtifactError when the folder holds files that are not an earlier export."""
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARKER).exists())):
+        raise ArtifactError(f"{folder} is already there and is not an export", why="it would be overwritten",
+                            way_out="give a new or empty folder")  # fmt: skip
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
     """Write these files, MARKER among them, into a folder beside and rename it; returns the folder.
 
     Raises ArtifactError when the folder cannot be written, or holds files that are not an earlier export.
     """
     folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARKER).exists())):
-        raise ArtifactError(f"{folder} is already there and is not an export", why="it would be overwritten",
-                            way_out="give a new or empty folder")  # fmt: skip
+    check_folder(folder)
     temp: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

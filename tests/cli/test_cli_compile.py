@@ -72,7 +72,9 @@ def test_the_library_is_used_from_c_as_its_readme_says(place: Path, tmp_path: Pa
     assert not (lib / "a.out").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("keep")
-    assert "is not an export" in vqc("compile", *common, "-o", tmp_path / "other", code=1)
+    broken = f"{place}/nets.py:broken"  # it would fail when it is loaded
+    for command in (["compile", *common], ["compile", broken], ["export", broken]):
+        assert "is not an export" in vqc(*command, "--target", "portable", "-o", tmp_path / "other", code=1)
 
 
 def test_kernels_fallbacks_and_their_reasons_are_told(place: Path, tmp_path: Path) -> None:

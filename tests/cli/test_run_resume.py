@@ -15,7 +15,7 @@ import torch
 from cli_helpers import make_place, vqc, vqc_json, write_clip
 
 from vqc import video
-from vqc.cli import batch
+from vqc.cli import batch, record
 from vqc.cli.show import Reporter
 
 
@@ -172,6 +172,11 @@ def test_what_was_made_with_other_options_is_made_again(place: Path, done: Path,
     assert set(statuses(place, done, *more).values()) == {("kept", "")}
     if why == "beside float":  # the strips and tables of before would belong to other videos
         assert {p.suffix for p in done.iterdir()} == {".json", ".mp4"}
+
+
+def test_what_other_sources_made_is_made_again(place: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "sources_key", lambda: "of another commit")
+    assert set(statuses(place, done).values()) == {("done", "it was made with another vqc")}
 
 
 def test_another_network_or_clip_or_a_damaged_result_is_seen(

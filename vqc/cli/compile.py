@@ -14,7 +14,7 @@ from vqc.backends import C_TARGETS
 from vqc.backends.c.emit import kernel_files
 from vqc.backends.c.runtime import CExecutable
 from vqc.backends.c.targets import THREAD_POOL
-from vqc.backends.folder import MARKER, write_folder
+from vqc.backends.folder import MARKER, check_folder, write_folder
 from vqc.cli import figures
 from vqc.cli.exits import Misuse
 from vqc.cli.inspect import kernel_rows
@@ -69,6 +69,8 @@ def compile(
               threads=threads, workdir=workdir)  # fmt: skip
     job.check()
     options = _options(target, tune, fallback, output)
+    if output is not None:
+        check_folder(output)
     answer = Answer("compile", json)
     with Reporter() as report:
         made = compile_job(job, report, options)

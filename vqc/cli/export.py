@@ -11,6 +11,7 @@ import vqc
 from vqc.backends import C_TARGETS
 from vqc.backends.c.cross import build_export
 from vqc.backends.c.targets import target_called
+from vqc.backends.folder import check_folder
 from vqc.cli.exits import Misuse, misuse
 from vqc.cli.options import Calibration, CalibrationFrames, Config, Json, MaybeRecipe, Model, Size, Target, Workdir
 from vqc.cli.show import Answer, Reporter
@@ -48,10 +49,12 @@ def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, vari
           sequence: bool = False) -> list[Path]:  # fmt: skip
     """Export a job's network, and compile it with zig if asked to; returns the folder and the programs made.
 
-    Raises a Misuse for options that the target does not have, before anything slow begins, and what vqc.export does.
+    Raises a Misuse for options that the target does not have, before anything slow begins, ArtifactError then for a
+    folder that is no export, and what vqc.export does.
     """
     job.check()
     _check_options(job.target, build, variant, sequence)
+    check_folder(folder)
     use_threads(job.threads, job.target)
     net = job.network()
     program = job.program(net, report)

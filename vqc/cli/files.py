@@ -66,7 +66,10 @@ def save_program(job: Job, net: Network, program: Program, path: Path) -> Path:
     before = about(job.model) if is_stored(job.model) else None
     clips = job.calibration_clips(net)
     if clips is not None:
-        calibration = {"names": job.calibration_names, **summary_of(program, [net.steps(c) for c in clips])}
+        calibration = {
+            "names": [Path(n).name for n in job.calibration_names],
+            **summary_of(program, [net.steps(c) for c in clips]),
+        }
     elif before is not None:
         calibration = before["calibration"]
     recipe = ",".join(filter(None, (before["recipe"] if before else "", job.recipe)))

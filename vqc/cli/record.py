@@ -6,6 +6,7 @@ its files have the bytes they had. It holds no time, no date and no path: equal 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 
 import vqc
+import vqc.backends
+import vqc.passes
 from vqc.api import pipeline_of
 from vqc.cli.clips import clip_path, identity, sha256_of
 from vqc.cli.show import plain
@@ -24,6 +27,17 @@ from vqc.report.network import Network
 from vqc.video.read import import_av
 
 FORM = 1
+SOURCES = {".py", ".c", ".h", ".in"}
+
+
+def sources_key() -> str:
+    """SHA-256 of vqc's own sources: in a checkout they change while the version stays."""
+    digest = hashlib.sha256()
+    for module in (vqc, vqc.passes, vqc.backends):
+        root = Path(module.__path__[0])
+        for path in sorted(p for p in root.rglob("*") if p.suffix in SOURCES):
+            digest.update(f"{path.relative_to(root).as_posix()} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def made_from(job: Job, net: Network, program: Program, beside: bool) -> dict[str, Any]:
@@ -39,7 +53,8 @@ def made_from(job: Job, net: Network, program: Program, beside: bool) -> dict[st
         "calibration": [identity(clip_path(name)).sha256 for name in job.calibration_names],
         "calibration frames": job.calibration_frames if job.calibration_names else None,
         "target": job.target, "threads": job.threads, "size": list(net.size), "frames": job.frames, "start": job.start,
-        "beside float": beside, "vqc": vqc.__version__, "PyTorch": torch.__version__, "PyAV": import_av().__version__,
+        "beside float": beside, "vqc": f"{vqc.__version__} {sources_key()}", "PyTorch": torch.__version__,
+        "PyAV": import_av().__version__,
     }  # fmt: skip
 
 
