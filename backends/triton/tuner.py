@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,14 +128,16 @@ class Choices:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def read(self, key: str) -> dict[str, Any] | None:
-        """The entry of a key, or None."""
+    def read(self, key: str, among: Sequence[Tile]) -> dict[str, Any] | None:
+        """The entry of a key, or None; one whose tile is not `among` the layer's candidates is passed over as well."""
         path = self.folder / f"{key}.json"
         try:
             entry = json.loads(path.read_text())
-            Tile(**entry["tile"])
+            tile = Tile(**entry["tile"])
             if entry["key"] != key or not isinstance(entry["measured"], bool):
                 raise ValueError("it is of another layer")
+            if tile not in among or any(type(n) is not int for n in astuple(tile)):
+                raise ValueError(f"{tile} is no candidate")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -181,10 +183,11 @@ class Tuner:
             return layer
         given = example_of(layer)
         key = key_of(layer.launches(*given)[0], self.peak.name)
-        entry = None if self.kept is None else self.kept.read(key)
+        among = candidates(layer)
+        entry = None if self.kept is None else self.kept.read(key, among)
         if entry is not None and (entry["measured"] or self.clock is None):
             return self._take(layer, Tile(**entry["tile"]), "kept")
-        order = sorted(candidates(layer), key=lambda t: self._on_paper(with_tile(layer, t), given))
+        order = sorted(among, key=lambda t: self._on_paper(with_tile(layer, t), given))
         allowed = (t for t in order if not self._refuse(with_tile(layer, t), given))
         if self.clock is None:
             tile = next(allowed, None)

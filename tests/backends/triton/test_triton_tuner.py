@@ -123,14 +123,16 @@ def test_what_does_not_fit_the_device_is_passed_over(monkeypatch):
     assert tile_of(tuner.best(layer)) == order[5] and len(tuner.refused) == TRIED - 1
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"tile": {"bm": 1}}', None])
+@pytest.mark.parametrize("content", ["{", "[]", '{"tile": {"bm": 1}}', None, "tile", "float"])
 def test_broken_choices_are_made_anew(content, tmp_path, monkeypatch):
     layer = convolution(SMALL, Epilogue())
     tuner = Tuner(H200, FakeClock(monkeypatch, lambda t: 1.0), None, Choices(tmp_path))
     tuner.best(layer)
     (path,) = tmp_path.iterdir()
     entry = json.loads(path.read_text())
-    path.write_text(json.dumps(entry | {"key": "of another"}) if content is None else content)
+    changed = {None: {"key": "of another"}, "tile": {"tile": entry["tile"] | {"bm": 48}},
+               "float": {"tile": entry["tile"] | {"bm": float(entry["tile"]["bm"])}}}  # fmt: skip
+    path.write_text(json.dumps(entry | changed[content]) if content in changed else content)
     again = Tuner(H200, FakeClock(monkeypatch, lambda t: 1.0), None, Choices(tmp_path))
     with pytest.warns(UserWarning, match="is no choice of a tile"):
         again.best(layer)
