@@ -13,6 +13,7 @@ import vqc
 from vqc.interop.decomposed import decompose, why_whole
 from vqc.interop.forms import float_weight, for_xnnpack, spelled_out
 from vqc.interop.signed import signed
+from vqc.interop.symmetric import for_tensorrt
 from vqc.program import Program, dtype_of, evaluate, op_text
 
 v = torch.ops.vqc
@@ -145,6 +146,47 @@ def test_integers_that_others_read_stay_unsigned():
     program = signed(h.done(h(qd.dequantize_per_tensor, q, 0.1, 128, 0, 255, U8), q))
     assert dtype_of(program.result_nodes[1]) == U8
     assert program.history[-1].rewrites == {"signed": 0} and "keeps its uint8" in program.history[-1].notes[0]
+
+
+@pytest.mark.parametrize("zero", [-1, 0, 255, 256])
+@pytest.mark.parametrize("channels", [False, True])
+def test_a_zero_point_beyond_8_bits_stays_unsigned(zero: int, channels: bool):
+    h = Hand()
+    x, levels = h.input("x", 1, 4), (0, 255, U8)
+    if channels:
+        given = (h.const("s", torch.full((4,), 0.1)), h.const("z", torch.tensor([7, zero, 0, 255])), 1, *levels)
+        q = h(qd.quantize_per_channel, x, *given)
+        before = h.done(h(qd.dequantize_per_channel, q, *given))
+    else:
+        q = h(qd.quantize_per_tensor, x, 0.1, zero, *levels)
+        before = h.done(h(qd.dequantize_per_tensor, q, 0.1, zero, *levels))
+    after, fits = signed(before), 0 <= zero <= 255
+    assert dtype_of(after.calls[0]) == (S8 if fits else U8) and after.history[-1].rewrites == {"signed": int(fits)}
+    said = f"{before.calls[0].name} keeps its uint8: a zero point is beyond 8 bits"
+    assert after.history[-1].notes == (() if fits else (said,))
+    assert torch.equal(evaluate(after, after.example)[0], evaluate(before, before.example)[0])
+    assert all(dtype_of(n) != S8 for n in for_xnnpack(before).calls) or fits
+
+
+def test_computed_channel_scales_stay_and_are_named():
+    h = Hand()
+    x, s, levels = h.input("x", 1, 4, 6, 5), h.input("s", 4), (0, 255, U8)
+    given = (h(torch.ops.aten.add.Scalar, h(torch.ops.aten.abs, s), 0.1),
+             h(torch.ops.aten._to_copy, h(torch.ops.aten.abs, s), dtype=torch.int64), 1, *levels)  # fmt: skip
+    q = h(qd.quantize_per_channel, x, *given)
+    other = h(torch.ops.aten.slice.Tensor, given[0], 0, 0, 3)
+    weight = h(qd.dequantize_per_channel, h.const("w", W8), other, h.const("z", torch.zeros(3, dtype=torch.int64)),
+               0, -127, 127, S8)  # fmt: skip
+    layer = h(torch.ops.aten.conv2d, h(qd.dequantize_per_channel, q, *given), weight, None)
+    before = h.done(layer)
+    for after in (for_xnnpack(before), for_tensorrt(before)):
+        notes = {n for r in after.history for n in r.notes}
+        assert f"{q.name} stays: its scales or zero points ({given[0].name}) are computed at every step" in notes
+        assert f"{layer.name} stays: {other.name} of its weight is computed at every step" in notes
+        assert operators(after) == operators(before)
+        assert torch.equal(evaluate(after, after.example)[0], evaluate(before, before.example)[0])
+    assert f"{q.name} keeps its uint8: its zero points ({given[1].name}) are computed at every step" in (
+        for_xnnpack(before).history[-1].notes)  # fmt: skip
 
 
 def test_pictures_with_channel_scales_are_spelled_out_to_the_bit():

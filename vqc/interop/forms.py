@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,14 +20,19 @@ LAYERS = {aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default}
 
 def for_xnnpack(program: Program) -> Program:
     """The decomposed program as ExecuTorch's XNNPACK partitioner looks for it: int8 pictures with one scale, integer
-    weights where a layer's result is quantized as well. The weights of all other layers are float.
+    weights where a layer's result is quantized as well. The weights of all other layers are float, unless they or their
+    scales are computed: such a layer stays, and the history says so.
     """
     made = spelled_out(decompose(program))
     counts, notes = {"float weight": 0}, []
     for n in made.calls:
-        if n.target in LAYERS and (reason := _why_float(n)) is not None and float_weight(made, n):
+        if n.target not in LAYERS or (reason := _why_float(n)) is None:
+            continue
+        if float_weight(made, n):
             counts["float weight"] += 1
             notes.append(f"{n.name} has a float weight: {reason}")
+        elif (computed := computed_weight(made, n)) is not None:
+            notes.append(f"{n.name} stays: {computed}")
     made.drop_dead()
     return signed(made.recorded(PassRecord("for-xnnpack", counts, notes=tuple(notes))))
 
@@ -50,18 +56,33 @@ def float_weight(program: Program, layer: fx.Node) -> bool:
     weight = layer.args[1]
     if not isinstance(weight, fx.Node) or weight.target is not qd.dequantize_per_channel.default:
         return False
-    known = [program.constant(a) if isinstance(a, fx.Node) else a for a in weight.args]
-    if any(isinstance(a, fx.Node) and k is None for a, k in zip(weight.args, known, strict=True)):
+    if computed_weight(program, layer) is not None:
         return False
+    known = [program.constant(a) if isinstance(a, fx.Node) else a for a in weight.args]
     name = f"{layer.name}_weight_float"
     layer.replace_input_with(weight, program.add_constant(name, weight.target(*known)))
     return True
 
 
+def computed_weight(program: Program, layer: fx.Node) -> str | None:
+    """None when a layer's integer weight and its scales are constants (or it has none), else what is computed."""
+    weight = layer.args[1]
+    if not isinstance(weight, fx.Node) or weight.target is not qd.dequantize_per_channel.default:
+        return None
+    made = _computed(program, weight.args)
+    return f"{made} of its weight is computed at every step" if made else None
+
+
+def _computed(program: Program, arguments: Iterable[Any]) -> str | None:
+    """The name of the first argument that is a node and no constant."""
+    return next((a.name for a in arguments if isinstance(a, fx.Node) and program.constant(a) is None), None)
+
+
 def spelled_out(program: Program) -> Program:
     """A copy in which pictures with a scale for each channel are quantized and dequantized by float arithmetic.
 
-    clamp(round(x * (1 / s)) + z, low, high), then (.. - z) * s: the operators' own steps, so the same bits.
+    clamp(round(x * (1 / s)) + z, low, high), then (.. - z) * s: the operators' own steps, so the same bits. What is
+    moved in between, and what has a computed scale, stays, and the history says so.
     """
     made = program.clone()
     count, notes = 0, []
@@ -70,6 +91,10 @@ def spelled_out(program: Program) -> Program:
             continue
         if any(u.target not in DEQUANTIZES for u in q.users):
             notes.append(f"{q.name} stays: its integers are moved before they are dequantized")
+            continue
+        computed = _computed(made, [a for n in (q, *q.users) for a in n.args[1:]])
+        if computed is not None:
+            notes.append(f"{q.name} stays: its scales or zero points ({computed}) are computed at every step")
             continue
         for dq in list(q.users):
             with made.graph.inserting_before(dq):
@@ -92,7 +117,7 @@ def _arithmetic(program: Program, b: dict[str, Any], dq: fx.Node) -> fx.Node:
         return program.call(target, args, like=dq)
 
     scales, zeros = program.constant(b["scales"]), program.constant(b["zero_points"])
-    assert scales is not None and zeros is not None, f"the scales of {dq.name} are computed"
+    assert scales is not None and zeros is not None, "a picture with computed scales is not spelled out"
     y = call(aten.round.default, call(aten.mul.Tensor, x, column("inverse", 1.0 / scales)))
     y = call(aten.add.Tensor, y, column("zero", zeros))
     y = call(aten.clamp.default, y, float(b["quant_min"]), float(b["quant_max"]))
@@ -103,5 +128,5 @@ def _arithmetic(program: Program, b: dict[str, Any], dq: fx.Node) -> fx.Node:
         )
         return call(aten.mul.Tensor, y, program.add_constant(f"{dq.name}_scale", torch.tensor(float(read["scale"]))))
     own = [program.constant(read[k]) for k in ("scales", "zero_points")]
-    assert own[0] is not None and own[1] is not None, f"the scales of {dq.name} are computed"
+    assert own[0] is not None and own[1] is not None, "a picture with computed scales is not spelled out"
     return call(aten.mul.Tensor, call(aten.sub.Tensor, y, column("own_zero", own[1])), column("scale", own[0]))

@@ -21,14 +21,15 @@ def signed(program: Program) -> Program:
     """A copy in which uint8 quantized values are int8, levels and zero points 128 lower; no float changes its bits.
 
     Values change together with everything that moves them, from quantizes to dequantizes. Where anything else makes or
-    reads the integers (an input, a result, a table) they stay uint8, and the history says so.
+    reads the integers (an input, a result, a table), where a zero point is beyond 8 bits (it would be beyond int8's
+    range as well, which readers check) or computed, they stay uint8, and the history says so.
     """
     made = program.clone()
     counts, notes = {"signed": 0}, []
     for group in _groups(made):
-        other = next((n for n in group if not _fits(n)), None)
-        if other is not None:
-            notes.append(f"{other.name} keeps its uint8: something else than quantize, dequantize and moves holds it")
+        kept = next(((n, why) for n in made.nodes if n in group and (why := _why_unsigned(made, n))), None)
+        if kept is not None:
+            notes.append(f"{kept[0].name} keeps its uint8: {kept[1]}")
             continue
         for n in made.calls:  # in order, so that shapes and dtypes are inferred from what is changed already
             if n in group:
@@ -60,8 +61,18 @@ def _is_move(n: fx.Node) -> bool:
     return isinstance(n.target, torch._ops.OpOverload) and n.target.name() in MOVES
 
 
-def _fits(n: fx.Node) -> bool:
-    return n.target in QUANTIZES or n.target in DEQUANTIZES or _is_move(n)
+def _why_unsigned(program: Program, n: fx.Node) -> str | None:
+    """None when a quantize, a dequantize or a move can be of int8, else the reason it stays."""
+    if _is_move(n):
+        return None
+    if n.target not in QUANTIZES and n.target not in DEQUANTIZES:
+        return "something else than quantize, dequantize and moves holds it"
+    b = bind(n)
+    zeros = torch.tensor(b["zero_point"]) if "zero_point" in b else program.constant(b["zero_points"])
+    if zeros is None:
+        said = b["zero_points"]
+        return "it has no zero points" if said is None else f"its zero points ({said}) are computed at every step"
+    return None if bool(((zeros >= 0) & (zeros <= 255)).all()) else "a zero point is beyond 8 bits"
 
 
 def _lower(program: Program, n: fx.Node) -> None:
@@ -76,5 +87,5 @@ def _lower(program: Program, n: fx.Node) -> None:
 
 def _constant(program: Program, zeros: fx.Node) -> fx.Node:
     value = program.constant(zeros)
-    assert value is not None, f"{zeros} is computed"
+    assert value is not None, "a group with computed zero points is not lowered"
     return program.add_constant(f"{zeros.target}_signed", value - SHIFT)

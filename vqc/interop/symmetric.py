@@ -15,7 +15,7 @@ from torch import fx
 
 from vqc.arguments import bind
 from vqc.interop.decomposed import decompose
-from vqc.interop.forms import LAYERS, float_weight, spelled_out
+from vqc.interop.forms import LAYERS, computed_weight, float_weight, spelled_out
 from vqc.interop.signed import MOVES
 from vqc.program import PassRecord, Program, dtype_of
 
@@ -29,7 +29,8 @@ def for_tensorrt(program: Program) -> Program:
     """The decomposed program with int8 quantize and dequantize of zero point 0 next to every layer that can have them.
 
     Other layers are float, with the reason in the history: a picture with a scale for each channel, one that is
-    quantized where it is not dequantized alike, one that is padded with a zero beyond 8 bits, a transposed convolution.
+    quantized where it is not dequantized alike, one that is padded with a zero beyond 8 bits, a transposed convolution,
+    a computed bias that would have to be shifted. A layer whose weight or its scales are computed stays, and is named.
     Every other pair of quantize and dequantize becomes float arithmetic, unless it is of this kind already.
     """
     made = spelled_out(decompose(program))
@@ -38,7 +39,11 @@ def for_tensorrt(program: Program) -> Program:
     for n in made.calls:
         if n.target not in LAYERS or not isinstance(n.args[1], fx.Node) or n.args[1].target is not WEIGHT:
             continue
-        reason = _why_float(n)
+        computed = computed_weight(made, n)
+        if computed is not None:
+            notes.append(f"{n.name} stays: {computed}")
+            continue
+        reason = _why_float(made, n)
         if reason is None:
             _symmetric(made, n, floats)
             counts["layer"] += 1
@@ -83,7 +88,7 @@ def _leaves(dq: fx.Node) -> list[fx.Node] | None:
     return found
 
 
-def _why_float(layer: fx.Node) -> str | None:
+def _why_float(program: Program, layer: fx.Node) -> str | None:
     dq = layer.args[0]
     if not isinstance(dq, fx.Node) or dq.target is not DEQUANTIZE or bind(dq)["dtype"] is not torch.uint8:
         return "its picture has no single scale"
@@ -95,6 +100,9 @@ def _why_float(layer: fx.Node) -> str | None:
         if bind(dq)["zero_point"] != 128:
             return "a transposed convolution of a picture whose zero point is not 128"
         return "a transposed convolution: the scales of its weight are along axis 1"
+    bias = bind(layer)["bias"]
+    if bias is not None and program.constant(bias) is None and bind(dq)["zero_point"] != 128:
+        return f"its bias ({bias}) is computed at every step, so the picture's zero point cannot be put into it"
     return None
 
 
@@ -188,7 +196,7 @@ def with_quantize_op(program: Program, quantize_op: Any) -> Program:
         if n.target is DEQUANTIZE and n.args[0].target is QUANTIZE and _same_scale(n.args[0], n):
             amax = _number(made, n, "amax", 127 * bind(n)["scale"])
             args: tuple[Any, ...] = (n.args[0].args[0], amax, 8, 0, False, False)
-        elif n.target is WEIGHT and made.constant(n.args[0]) is not None:
+        elif n.target is WEIGHT and not any(isinstance(a, fx.Node) and made.constant(a) is None for a in n.args):
             known = [made.constant(a) if isinstance(a, fx.Node) else a for a in n.args]
             weight = n.target(*known)
             amax = made.add_constant(f"{n.name}_amax", (127 * known[1].float()).view(-1, *[1] * (weight.ndim - 1)))
