@@ -23,23 +23,32 @@ WAY_OUT = "export target pt2:tensorrt here: the same graph as a file, which torc
 ENGINE = "model.pt2"
 
 
-def environment() -> tuple[Any, Any]:
-    """(torch_tensorrt, its quantize operator). Raises TargetError naming what is missing."""
+def packages() -> tuple[Any, Any]:
+    """(torch_tensorrt, its quantize operator), with or without a GPU. Raises TargetError naming what is missing."""
     try:
         import torch_tensorrt
     except Exception as e:  # where TensorRT's own libraries are missing it raises a bare Exception
         raise TargetError("torch-tensorrt cannot be imported", why=f"{type(e).__name__}: {str(e).splitlines()[0]}",
                           way_out=f"pip install 'vqc[tensorrt]' on a machine with a GPU; or {WAY_OUT}"
                           ) from e  # fmt: skip
-    if not torch.cuda.is_available():
-        raise TargetError("TensorRT builds engines on a GPU, and PyTorch finds none here", way_out=WAY_OUT)
     try:
         import modelopt.torch.quantization  # noqa: F401  (it registers the operator that torch-tensorrt converts)
 
         return torch_tensorrt, torch.ops.tensorrt.quantize_op.default
     except (ImportError, AttributeError) as e:
         raise TargetError("torch-tensorrt takes quantized layers only with NVIDIA's Model Optimizer", why=str(e),
-                          way_out="pip install nvidia-modelopt") from e  # fmt: skip
+                          way_out=f"pip install nvidia-modelopt; or {WAY_OUT}") from e  # fmt: skip
+
+
+def device() -> None:
+    """Raises TargetError where there is no GPU to build engines on."""
+    if not torch.cuda.is_available():
+        raise TargetError("TensorRT builds engines on a GPU, and PyTorch finds none here", way_out=WAY_OUT)
+
+
+def handed_over(program: Program, quantize_op: Any) -> Program:
+    """The graph that torch-tensorrt gets."""
+    return with_quantize_op(for_tensorrt(program), quantize_op)
 
 
 def why_in_pytorch(node: fx.Node, converters: Any) -> str | None:
@@ -70,12 +79,19 @@ class TensorRTBackend(Backend):
     name: ClassVar[str] = "tensorrt"
 
     def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
-        """Whether torch-tensorrt converts a call, by its own registry. Raises TargetError where it cannot be asked."""
+        """Whether torch-tensorrt converts all that a call becomes in the graph it gets, by its own registry.
+
+        Asks no GPU. Raises TargetError where the packages are missing.
+        """
         _check(target)
-        environment()
+        _, quantize_op = packages()
         from torch_tensorrt.dynamo.conversion import DYNAMO_CONVERTERS
 
-        return why_in_pytorch(node, DYNAMO_CONVERTERS)
+        marked = program.clone()
+        for n in marked.calls:
+            n.meta["module"] = n.name  # rewrites keep it on all that they put in a call's place
+        became = (n for n in handed_over(marked, quantize_op).calls if n.meta.get("module") == node.name)
+        return next((why for n in became if (why := why_in_pytorch(n, DYNAMO_CONVERTERS)) is not None), None)
 
     def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
         """An Executable on the GPU. Raises TargetError without one, without torch-tensorrt, or for any option."""
@@ -110,14 +126,15 @@ class TensorRTBackend(Backend):
 
 
 def _built(program: Program) -> tuple[Any, CompileReport]:
-    torch_tensorrt, quantize_op = environment()
+    torch_tensorrt, quantize_op = packages()
+    device()
     from torch_tensorrt.dynamo.conversion import DYNAMO_CONVERTERS
 
-    graph = with_quantize_op(for_tensorrt(program), quantize_op)
+    graph = handed_over(program, quantize_op)
     report = report_of(graph, DYNAMO_CONVERTERS, torch_tensorrt.__version__)
     given = [x.cuda() for x in (*program.example, *program.initial_state())]
     exported = torch.export.export(graph.to_module().eval().cuda(), tuple(given))
-    return torch_tensorrt.dynamo.compile(exported, arg_inputs=given), report
+    return torch_tensorrt.dynamo.compile(exported, arg_inputs=given, min_block_size=1), report
 
 
 def report_of(graph: Program, converters: Any, version: str) -> CompileReport:
@@ -127,8 +144,8 @@ def report_of(graph: Program, converters: Any, version: str) -> CompileReport:
     return CompileReport("tensorrt", "tensorrt", kernels,
                          fallbacks=[Declined(n.name, why) for n, why in reasons.items() if why is not None],
                          notes=[f"torch-tensorrt {version}",
-                                "by its list of converters: pieces that are too small for an engine stay in PyTorch as "
-                                "well"])  # fmt: skip
+                                "by its list of converters; a single call is an engine too (min_block_size=1)"]
+                         )  # fmt: skip
 
 
 def _check(target: str) -> None:

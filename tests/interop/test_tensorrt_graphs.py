@@ -13,7 +13,7 @@ from interop_nets import matte, play
 
 import vqc
 from vqc.arguments import bind
-from vqc.backends.tensorrt import report_of
+from vqc.backends.tensorrt import TensorRTBackend, report_of
 from vqc.errors import TargetError
 from vqc.interop.decomposed import decompose
 from vqc.interop.symmetric import for_tensorrt, with_quantize_op
@@ -91,6 +91,19 @@ def test_signed_pictures_of_other_tools_keep_their_zero_range_and_scale(zero, lo
         assert torch.allclose(evaluate(after, [x])[0], evaluate(before, [x])[0], rtol=1e-6, atol=1e-6)
 
 
+def test_a_computed_bias_is_not_lost():
+    h = Hand()
+    x, b = h.input("x", 1, 4, 6, 5), h.input("b", 3)
+    q = h(qd.quantize_per_tensor, x, 0.03125, 100, 0, 255, torch.uint8)
+    w = torch.arange(-54, 54).to(torch.int8).view(3, 4, 3, 3)
+    before = h.done(h(v.qconv2d, q, h.const("w", w), h.const("s", torch.tensor([0.03125, 0.0625, 0.125])), b,
+                      h.const("z", torch.tensor([100], dtype=torch.int32)), [1, 1], [1, 1], [1, 1], 1))  # fmt: skip
+    after = for_tensorrt(before)
+    assert any("its bias (b) is computed at every step" in n for r in after.history for n in r.notes)
+    given = [torch.arange(120).remainder(251).view(1, 4, 6, 5) * 0.03125 - 2.0, torch.tensor([100.0, -50.0, 7.0])]
+    assert torch.allclose(evaluate(after, given)[0], evaluate(before, given)[0], rtol=1e-6, atol=1e-3)
+
+
 def test_pictures_that_others_read_become_arithmetic():
     h = Hand()
     q = h(qd.quantize_per_tensor, h.input("x", 1, 40), 0.05, 77, 0, 255, torch.uint8)
@@ -147,9 +160,63 @@ def test_the_report_names_what_stays_in_pytorch():
     assert {n for n, k in report.kernels.items() if k.startswith("eager ")} == left
 
 
+class Registry:
+    """torch-tensorrt's registry of converters, for all operators but some."""
+
+    def __init__(self, *lacking: str):
+        self.lacking = lacking
+
+    def get(self, node):
+        return None if op_text(node.target) in self.lacking else object()
+
+
+def stand_in(monkeypatch, **members) -> None:
+    """Modules under the names of torch-tensorrt and the Model Optimizer; `members` are those of torch_tensorrt."""
+    names = ("torch_tensorrt", "torch_tensorrt.dynamo", "torch_tensorrt.dynamo.conversion", "modelopt",
+             "modelopt.torch", "modelopt.torch.quantization")  # fmt: skip
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    root = sys.modules["torch_tensorrt"]
+    root.dynamo, root.__version__ = sys.modules["torch_tensorrt.dynamo"], "0"
+    sys.modules["torch_tensorrt.dynamo.conversion"].DYNAMO_CONVERTERS = members["converters"]
+    root.dynamo.compile = members.get("compile")
+
+
+def test_converters_are_asked_about_what_a_call_becomes_and_no_gpu_is(quantize_op, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    program = one_layer(100, 1, True)
+    asked = {n.name: n for n in program.calls}
+    vqc_only = Registry("vqc.qconv2d", "quantized_decomposed.quantize_per_tensor", "aten.round")
+    for converters, left in ((vqc_only, set()), (Registry("aten.conv2d"), {"qconv2d"}), (Registry("aten.cat"), {"cat"}),
+                             (Registry("tensorrt.quantize_op"), {"qconv2d"})):  # fmt: skip
+        stand_in(monkeypatch, converters=converters)
+        said = {k: TensorRTBackend().supports(program, n, "tensorrt") for k, n in asked.items()}
+        assert {k for k, why in said.items() if why is not None} == left, converters.lacking
+        assert all("no converter for" in said[k] for k in left)
+    assert all("module" not in n.meta for n in program.calls)
+
+
+def test_a_single_call_is_an_engine_too(quantize_op, monkeypatch):
+    seen = {}
+
+    def compile(exported, arg_inputs, **options):
+        seen.update(options)
+        return exported.module()
+
+    stand_in(monkeypatch, converters=Registry(), compile=compile)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda x: x)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda x: x)
+    program = one_layer(128, 1, True)
+    exe = vqc.compile(program, "tensorrt")
+    assert seen == {"min_block_size": 1} and any("min_block_size=1" in n for n in exe.report.notes)
+
+
 @pytest.mark.parametrize("installed", [False, True])
-def test_without_a_gpu_or_the_package_the_way_out_is_told(installed: bool, tmp_path: Path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_tensorrt", ModuleType("torch_tensorrt") if installed else None)
+def test_without_a_gpu_or_the_package_the_way_out_is_told(installed: bool, tmp_path: Path, monkeypatch, quantize_op):
+    stand_in(monkeypatch, converters=Registry())
+    if not installed:
+        monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     said = "finds none here" if installed else "torch-tensorrt cannot be imported"
     program = matte()
@@ -160,3 +227,11 @@ def test_without_a_gpu_or_the_package_the_way_out_is_told(installed: bool, tmp_p
     assert not (tmp_path / "net").exists()
     with pytest.raises(TargetError, match="tensorrt:half"):
         vqc.compile(program, "tensorrt:half")
+
+
+def test_without_the_model_optimizer_the_way_out_is_told(monkeypatch):
+    stand_in(monkeypatch, converters=Registry())
+    for name in ("modelopt", "modelopt.torch", "modelopt.torch.quantization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(TargetError, match=r"Model Optimizer(.|\n)*pt2:tensorrt"):
+        vqc.compile(one_layer(128, 0, True), "tensorrt")
