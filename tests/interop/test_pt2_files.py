@@ -15,7 +15,7 @@ from torch import nn
 
 import vqc
 from vqc.errors import ArtifactError, CaptureError, InputError, TargetError, UnsupportedOp
-from vqc.interop import load_pt2, pt2_bytes
+from vqc.interop import interface, load_pt2, pt2_bytes
 from vqc.program import evaluate
 from vqc.report.network import network
 
@@ -76,6 +76,8 @@ def test_a_pt2_of_vqc_takes_no_declarations(tmp_path: Path):
     folder = vqc.export(matte(), tmp_path / "net", target="pt2")
     with pytest.raises(CaptureError, match="give the path alone"):
         vqc.capture(folder / "matte.pt2", states={"h": 1})
+    with pytest.raises(CaptureError, match="it holds no scan"):
+        vqc.capture(folder / "matte.pt2", keep_scan=True)
 
 
 def test_a_network_needs_an_example():
@@ -127,6 +129,50 @@ def test_notes_that_do_not_fit_the_graph_are_refused():
     for key, value in {"states": [], "outputs": 3, "inputs": [{"name": "x"}], "calls": None}.items():
         with pytest.raises((ArtifactError, vqc.errors.SpecError)):
             load_pt2(rewritten(data, {"vqc.json": json.dumps(said | {key: value}).encode()}))
+
+
+class Foreign(nn.Module):
+    """A network whose body is given; `h` is a buffer that it may write."""
+
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("h", torch.zeros(3))
+
+    def forward(self, x, y=None):
+        return self.body(self, x, y)
+
+
+def written(net, x, y):
+    net.h.copy_(torch.tanh(x + net.h))
+    return net.h * 2
+
+
+X = torch.linspace(-1, 1, 3)
+FOREIGN = {
+    "by name": (lambda net, x, y: torch.tanh(x + y), (X,), {"y": X}, "2 inputs are not tensors"),
+    "nested": (lambda net, x, y: torch.tanh(x[0] + x[1]), ([X, X],), {}, "2 inputs are not tensors"),
+    "a number": (lambda net, x, y: torch.tanh(x + y), (X, 2), {}, "2 inputs are not tensors"),
+    "no result": (lambda net, x, y: (torch.tanh(x), None), (X,), {}, "results is no tensor"),
+    "in place": (lambda net, x, y: torch.tanh(x.add_(1)), (X,), {}, "add_ writes in place: aten.add_"),
+    "a buffer in place": (written, (X,), {}, "copy_ writes in place: aten.copy_"),
+    "a buffer's next value": (written, (X,), {}, "it writes h: BUFFER_MUTATION"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_notes_beside_a_graph_that_vqc_did_not_write_are_refused(case: str):
+    body, args, kwargs, why = FOREIGN[case]
+    h = Hand()
+    y = h(aten.tanh, h(aten.add.Tensor, h.input("x", 3), h.const("h", torch.zeros(3))))
+    said = interface.of(h.done(y, h(aten.mul.Tensor, y, 2)))  # two results, as many as of the functional graph
+    exported = torch.export.export(Foreign(body), args, kwargs)
+    if case == "a buffer's next value":
+        exported = exported.run_decompositions({})
+    out = io.BytesIO()
+    torch.export.save(exported, out, extra_files={"vqc.json": json.dumps(said)})
+    with pytest.raises(ArtifactError, match=rf"did not write its graph(.|\n)*{why}(.|\n)*vqc\.capture"):
+        load_pt2(io.BytesIO(out.getvalue()))
 
 
 def test_assumptions_and_the_order_of_results_survive():

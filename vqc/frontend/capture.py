@@ -49,9 +49,9 @@ def capture(model: Any, example: Any = None, *, states: Mapping[str, Any] | None
     if isinstance(model, (str, Path)):
         model = load_pt2(model)
         if isinstance(model, Program):
-            if any(o is not None for o in options):
+            if any(o is not None for o in options) or keep_scan:
                 raise CaptureError("a .pt2 file that vqc wrote is no network to capture",
-                                   why="its example, states and ranges are in it",
+                                   why="its example, states and ranges are in it, and it holds no scan",
                                    way_out="give the path alone")  # fmt: skip
             return model
     if isinstance(model, torch.export.ExportedProgram) and example is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 import vqc.ops  # noqa: F401  (a graph may call them)
 from vqc import spec
@@ -65,14 +65,19 @@ def from_exported(exported: ExportedProgram, said: Mapping[str, Any]) -> Program
     """The Program that `to_exported` was given, by what `interface.of` said of it.
 
     Nodes have their names back where the graph still has the same calls in the same order, else those of the graph.
-    Raises ArtifactError when the graph is not one that vqc wrote, or the notes are not its own; SpecError when both
-    are well made and do not belong together.
+    Raises ArtifactError when the graph is not one that vqc wrote (it writes in place, or its arguments or results are
+    not flat tensors), or the notes are not its own; SpecError when both are well made and do not belong together.
     """
     interface.check(said)
     signature, example = exported.graph_signature, exported.example_inputs
     values = dict(exported.state_dict) | dict(exported.constants)
     if example is None:
         raise ArtifactError("an exported program has lost its example", way_out="write it again with target pt2")
+    foreign = _why_foreign(exported)
+    if foreign is not None:
+        raise ArtifactError("an exported program has notes of vqc, and vqc did not write its graph", why=foreign,
+                            way_out="write it again with target pt2, or torch.export.load it and give that to "
+                                    "vqc.capture, which asks no notes")  # fmt: skip
     program = Program("exported", fx.Graph(), {}, (), ())
     nodes: dict[fx.Node, fx.Node] = {}
     tensors = iter(example[0])
@@ -105,3 +110,25 @@ def from_exported(exported: ExportedProgram, said: Mapping[str, Any]) -> Program
     interface.apply(program, said, [x.detach() for x in example[0]])
     spec.check(program, "reading it from an exported program")
     return program
+
+
+def _why_foreign(exported: ExportedProgram) -> str | None:
+    """None when a graph is made as those of `to_exported`: flat tensors in and out, nothing is written in place."""
+    signature, (args, kwargs) = exported.graph_signature, exported.example_inputs
+    held = {s.arg.name for s in signature.input_specs if s.kind != InputKind.USER_INPUT}
+    written = [s for s in signature.output_specs if s.kind != OutputKind.USER_OUTPUT]
+    if written:
+        return f"it writes {written[0].target or written[0].arg.name}: {written[0].kind.name}"
+    given = [n for n in exported.graph.nodes if n.op == "placeholder" and n.name not in held]
+    if kwargs or len(given) != len(args) or not all(isinstance(a, torch.Tensor) for a in args):
+        return f"its {len(given)} inputs are not tensors, one an argument"
+    values = {**exported.state_dict, **exported.constants}
+    for s in signature.input_specs:
+        if s.kind != InputKind.USER_INPUT and not isinstance(values.get(str(s.target)), torch.Tensor):
+            return f"it holds {s.target or s.arg.name}, which is no tensor: {s.kind.name}"
+    for n in exported.graph.nodes:
+        if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable:
+            return f"{n.name} writes in place: {op_text(n.target)}"
+        if n.op == "output" and not all(isinstance(a, fx.Node) for a in n.args[0]):
+            return "one of its results is no tensor"
+    return None
