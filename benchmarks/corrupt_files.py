@@ -1,11 +1,13 @@
 """Corrupted and hostile `.vqc` files by the thousand: each is refused with an ArtifactError, or is a valid program.
 
-    python -m benchmarks.corrupt_files [--count 10000] [--seed 0]
+    python -m benchmarks.corrupt_files [--count 10000] [--seed 0] [--output FOLDER]
 
 Two kinds. `damaged`: bytes changed as disks, transfers and editors do; the hash no longer fits, so every one has to be
 refused. `forged`: content changed and the hash made right again, as an attacker would; such a file may be refused, or
 load as a Program that keeps the rules of `vqc.spec`. Watched in all of them: that nothing but ArtifactError is raised,
 how long one takes, and by Python's audit hooks that loading compiles, executes, imports, writes or starts nothing.
+
+Writes benchmarks/results/<processor>/corrupt-files.json; `python -m benchmarks.tables` puts it into docs/files.md.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 import torch
 
 import vqc
+from benchmarks.machine import Record, folder, machine, write
 from vqc import spec
 from vqc.files.container import PREAMBLE, canonical, pack, unpack
 from vqc.files.read import program_of
@@ -268,21 +271,19 @@ def original() -> bytes:
         return path.read_bytes()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    sys.addaudithook(hook)
+def tried(count: int, seed: int) -> Record:
+    """Make `count` files out of one and load each: how many of which kind were refused or loaded, the slowest in ms.
+
+    Raises AssertionError, or whatever loading raised, at the first file that does what none may do.
+    """
     data, found = original(), collections.Counter[str]()
     for _ in range(2):  # what PyTorch imports on first use
         program_of(data, "original.vqc")
     slowest = 0.0
     for i in itertools.count():
-        if found.total() == options.count:
+        if found.total() == count:
             break
-        r = random.Random(f"{options.seed} {i}")
+        r = random.Random(f"{seed} {i}")
         change = r.choice(DAMAGE if i % 2 else FORGERY)
         changed = change(data, r)
         if changed == data:
@@ -291,15 +292,30 @@ def main() -> None:
         try:
             result = outcome(changed)
         except BaseException:
-            print(f"file {i} of seed {options.seed}, {change.__name__}", file=sys.stderr)
+            print(f"file {i} of seed {seed}, {change.__name__}", file=sys.stderr)
             raise
         slowest = max(slowest, time.perf_counter() - began)
         if i % 2 and result == "loaded":
             raise AssertionError(f"damaged file {i} ({change.__name__}) was loaded")
         found[f"{'damaged' if i % 2 else 'forged'}, {result}"] += 1
-    for kind, count in sorted(found.items()):
-        print(f"{kind}: {count}")
-    print(f"the slowest took {slowest * 1e3:.0f} ms; the original has {len(data)} bytes")
+    return {"seed": seed, "files": found.total(), "found": dict(sorted(found.items())),
+            "slowest_ms": round(slowest * 1e3, 1), "original_bytes": len(data)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="folder of the result; default: benchmarks/results/<processor>")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    began = machine()
+    sys.addaudithook(hook)
+    record = tried(given.count, given.seed)
+    for kind, number in record["found"].items():
+        print(f"{kind}: {number}")
+    print(f"the slowest took {record['slowest_ms']:.0f} ms; the original has {record['original_bytes']} bytes")
+    print("wrote", write("corrupt-files", [record], began, given.output or folder()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Put the tables of benchmarks/results/ between the markers of their pages: a summary into the README, what was timed
 into docs/results.md, how faithful recipes are into docs/fidelity.md, one-bit training into docs/training.md, BiVM in
 one bit beside its float twin into docs/binary.md, each peer beside vqc into docs/comparisons.md, how far
-engines are apart into docs/onnx.md.
+engines are apart into docs/onnx.md, how many corrupted files were refused into docs/files.md.
 
 python -m benchmarks.tables [--check]
 """
@@ -244,10 +244,23 @@ def bivm(folder: Path) -> str:
     return text or "Not measured yet: run `python -m benchmarks.bivm speed`.\n"
 
 
+def corrupt_files(folder: Path) -> str:
+    """How many corrupted and forged `.vqc` files were refused or loaded, of every processor."""
+    rows = []
+    for file in sorted(folder.glob("*/corrupt-files.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows += [{
+            "on": f"{content['machine']['processor']}, {content['machine']['system']}", "files": f"{r['files']:,}",
+            "seed": str(r["seed"]), **{kind: f"{n:,}" for kind, n in r["found"].items()},
+            "the slowest": f"{r['slowest_ms']:.0f} ms",
+        } for r in content["results"]]  # fmt: skip
+    return markdown(rows) if rows else "Not tried yet: run `python -m benchmarks.corrupt_files`.\n"
+
+
 PAGES: dict[str, Callable[[Path], str]] = {
     "README.md": summary, "docs/results.md": section, "docs/fidelity.md": fidelity, "docs/distributed.md": calibration,
     "docs/training.md": training, "docs/binary.md": bivm, "docs/comparisons.md": comparison_tables.page,
-    "docs/onnx.md": agreement_tables.page,
+    "docs/onnx.md": agreement_tables.page, "docs/files.md": corrupt_files,
 }  # fmt: skip
 
 

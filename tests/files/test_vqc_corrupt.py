@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 
-from benchmarks.corrupt_files import DAMAGE, FORGERY, HOSTILE, original, outcome, rehashed
+from benchmarks import tables
+from benchmarks.corrupt_files import DAMAGE, FORGERY, HOSTILE, original, outcome, rehashed, tried
+from benchmarks.machine import machine, write
 from vqc.errors import ArtifactError
 from vqc.files.container import canonical, pack, unpack
 from vqc.files.operators import find
@@ -47,6 +49,15 @@ def test_forgery_is_refused_or_a_valid_program(change, seed):
     began = time.monotonic()
     assert outcome(change(DATA, random.Random(seed))) in ("refused", "loaded")
     assert time.monotonic() - began < 60
+
+
+def test_the_record_counts_every_file(tmp_path):
+    record = tried(12, 3)
+    assert record["files"] == sum(record["found"].values()) == 12 and record["seed"] == 3
+    assert record["found"]["damaged, refused"] > 2 and record["original_bytes"] == len(DATA)
+    write("corrupt-files", [record], machine(), tmp_path / "here")
+    assert "| files | seed | damaged, refused |" in tables.corrupt_files(tmp_path)
+    assert f"| 12 | 3 | {record['found']['damaged, refused']} |" in tables.corrupt_files(tmp_path)
 
 
 def forged(edit) -> bytes:
