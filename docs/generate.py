@@ -5,6 +5,7 @@ The pages are committed, so that they can be read without building anything; a t
 
 from __future__ import annotations
 
+import sys
 import dataclasses
 import inspect
 import re
@@ -187,6 +188,8 @@ def outdated() -> list[str]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(f"outdated, run make docs: {', '.join(names)}" if (names := outdated()) else 0)
     FOLDER.mkdir(exist_ok=True)
     for name in outdated():
         (FOLDER / name).write_text(PAGES[name]())
