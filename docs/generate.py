@@ -5,10 +5,10 @@ The pages are committed, so that they can be read without building anything; a t
 
 from __future__ import annotations
 
-import sys
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
