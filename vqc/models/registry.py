@@ -101,31 +101,16 @@ def _two(height: int = 288, width: int = 512) -> tuple[Tensor, ...]:
 _MATTING = ("fgr", "pha", "r1", "r2", "r3", "r4")
 _STATES = {"r1": 2, "r2": 3, "r3": 4, "r4": 5}
 
+
+def _matting(name: str, load: Callable[..., nn.Module], licence: str) -> ModelEntry:
+    """A network with the interface of RVM."""
+    return ModelEntry(name=name, kind="matting", load=load, licence=licence, example=_one, outputs=_MATTING, picture=1,
+                      inputs=("src",), states=_STATES, state_range=(-1.0, 1.0))  # fmt: skip
+
+
 _ALL = (
-    ModelEntry(
-        name="bivm",
-        kind="matting",
-        load=load_bivm,
-        licence=BIVM_LICENCE,
-        example=_one,
-        outputs=_MATTING,
-        picture=1,
-        inputs=("src",),
-        states=_STATES,
-        state_range=(-1.0, 1.0),
-    ),
-    ModelEntry(
-        name="rvm",
-        kind="matting",
-        load=load_rvm,
-        licence=RVM_LICENCE,
-        example=_one,
-        outputs=_MATTING,
-        picture=1,
-        inputs=("src",),
-        states=_STATES,
-        state_range=(-1.0, 1.0),
-    ),
+    _matting("bivm", load_bivm, BIVM_LICENCE),
+    _matting("rvm", load_rvm, RVM_LICENCE),
     ModelEntry(
         name="rife",
         kind="interpolation",
