@@ -85,7 +85,7 @@ def built(row: Row, seed: int) -> BiVM:
     """A fresh network of a row: ReActNet's signs in MobileNet, BiMatting's in EBB, as the paper has them."""
     torch.manual_seed(seed)
     how = METHODS["reactnet" if row.encoder == "mobilenetv3" else "bimatting"]
-    return BiVM(row.bits, row.encoder, row.decoder, how)  # type: ignore[arg-type]
+    return BiVM(row.bits, row.encoder, row.decoder, how)
 
 
 def materials() -> tuple[Material, Material]:

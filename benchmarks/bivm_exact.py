@@ -45,8 +45,8 @@ def _pairs(training: Program, lowered: Program) -> list[tuple[str, str, bool]]:
             continue
         if n.name in names:
             found.append((n.name, n.name, False))
-        elif op_name(n.target) in ("aten::ne.Scalar", "aten::gt.Scalar") and n.args[0].name in names:  # type: ignore[union-attr]
-            found.append((n.args[0].name, n.name, True))  # type: ignore[union-attr]
+        elif op_name(n.target) in ("aten::ne.Scalar", "aten::gt.Scalar") and n.args[0].name in names:
+            found.append((n.args[0].name, n.name, True))
         else:
             raise RuntimeError(f"{n.name}: the training graph has nothing like it")
     return found

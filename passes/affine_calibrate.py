@@ -217,7 +217,7 @@ class _Course:
             loss = 0.0
             for window in mine:
                 lost = self.rehearsal.loss(self.affine.overrides(), window, o.recompute) / len(mine)
-                lost.backward()  # type: ignore[no-untyped-call]
+                lost.backward()
                 loss += float(lost.detach())
             loss = shard.mean(loss, len(mine))
             shard.average(learning, len(mine))

@@ -84,7 +84,7 @@ class Binarize(Pass):
         inputs: dict[str, Spread] = {}
         if clips is not None:
             want = _spread(program, clips, [*chosen, *(n.args[0] for n in chosen)])
-            inputs = {n.name: want[n.args[0].name] for n in chosen}  # type: ignore[union-attr]
+            inputs = {n.name: want[n.args[0].name] for n in chosen}
         sites = {}
         for n in chosen:
             name = n.name
@@ -124,7 +124,7 @@ class Binarize(Pass):
 
     def _rewrite(self, program: Program, n: fx.Node, seen: Spread | None) -> Site:
         how = METHODS[self.method]
-        base = str(n.args[1].target)  # type: ignore[union-attr]
+        base = str(n.args[1].target)
         weight, bias = program.constant(n.args[1]), program.constant(argument(n, "bias"))
         assert weight is not None and isinstance(n.args[0], fx.Node)
         start = torch.zeros(shape_of(n.args[0])[1] if how.threshold == "channel" else 1)

@@ -77,7 +77,7 @@ def balance(program: Program, n: fx.Node, seen: Statistics, levels: int, weight_
 def channel_groups(x: Any) -> list[int]:
     """How many channels each operand of a (nested) concat brings to `x`, in order; one number for any other tensor."""
     if isinstance(x, fx.Node) and x.target is torch.ops.aten.cat.default and len(x.args) > 1 and x.args[1] == 1:
-        return [count for part in x.args[0] for count in channel_groups(part)]  # type: ignore[union-attr]
+        return [count for part in x.args[0] for count in channel_groups(part)]
     return [shape_of(x)[1]]
 
 

@@ -55,7 +55,7 @@ class Reach:
         """The tensors from which the reach of `n` follows."""
         name = _name(n)
         if name == "cat":
-            return list(n.args[0]) if _axis(n) == 1 else []  # type: ignore[arg-type]
+            return list(n.args[0]) if _axis(n) == 1 else []
         if name in ("add", "sub", "mul", "div"):
             return [a for a in n.args[:2] if isinstance(a, fx.Node) and _channels(a) == _channels(n) is not None]
         if name == "conv2d" or name in _KEEP:
@@ -87,7 +87,7 @@ class Reach:
         """Root of the sum of w^2, and the size of the bias. A depthwise layer hands on how far its channel reaches;
         where channels are summed, the weights have made up for that."""
         weight, bias = self.program.constant(n.args[1]), self.program.constant(n.args[2] if len(n.args) > 2 else None)
-        groups = int(n.args[6]) if len(n.args) > 6 else 1  # type: ignore[arg-type]
+        groups = int(n.args[6]) if len(n.args) > 6 else 1
         if weight is None or weight.shape[0] != len(equal):
             return equal
         found = weight.double().square().sum((1, 2, 3)).sqrt()

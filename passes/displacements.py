@@ -58,7 +58,7 @@ def _guesses(warps: list[fx.Node], layers: frozenset[fx.Node]) -> frozenset[fx.N
     first: list[tuple[fx.Node, frozenset[fx.Node]]] = []
     refined: set[fx.Node] = set()
     for warp in warps:
-        before = _before(warp.args[1:2], lambda n: True)  # type: ignore[arg-type]
+        before = _before(warp.args[1:2], lambda n: True)
         earlier = [w for w in warps if w in before]
         if earlier:
             refined |= set(earlier)

@@ -109,7 +109,7 @@ class _Layer:
         args = list(self.node.args)
         for i, value in ((1, weight), (2, self.bias)):
             if value is not None:
-                args[i] = self.program.add_constant(str(self.node.args[i].target), value.float())  # type: ignore[union-attr]
+                args[i] = self.program.add_constant(str(self.node.args[i].target), value.float())
         self.node.args = tuple(args)
 
 
@@ -157,11 +157,11 @@ def _next_layer(program: Program, n: fx.Node) -> fx.Node | str:
             return user
         if op_name(user.target) not in HOMOGENEOUS or user.args[0] is not at:
             return f"{op_name(user.target)} stands behind it: it does not pass a factor on"
-        if op_name(user.target) == "aten.prelu" and axis != 1 and shape_of(user.args[1])[0] > 1:  # type: ignore[arg-type]
+        if op_name(user.target) == "aten.prelu" and axis != 1 and shape_of(user.args[1])[0] > 1:
             return f"{user.name} has slopes along another dimension than its channels"
         at = user
 
 
 def _channel_axis(n: fx.Node, of_input: bool = False) -> int:
-    shape = shape_of(n.args[0]) if of_input else shape_of(n)  # type: ignore[arg-type]
+    shape = shape_of(n.args[0]) if of_input else shape_of(n)
     return len(shape) - (1 if n.target is aten.linear.default else 3)

@@ -98,7 +98,7 @@ def _fold(program: Program, n: fx.Node, result: PassResult) -> str | None:
     thresholds = find_thresholds(_decisions(program, n, reach, scale, bias, [*chain, sign]))
     if thresholds is None:
         return "in some channel the sign changes at more than one sum"
-    name = str(n.args[1].target)  # type: ignore[union-attr]
+    name = str(n.args[1].target)
     with program.graph.inserting_before(sign):
         at = program.add_constant(f"{name}_threshold", thresholds[0])
         flip = program.add_constant(f"{name}_flip", thresholds[1])

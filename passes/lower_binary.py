@@ -157,7 +157,7 @@ def _layer(program: Program, n: fx.Node, signs: dict[fx.Node, fx.Node], result: 
     if x not in signs:
         signs[x] = _binarize(program, x, linear)
         result.count("sign")
-    name = str(n.args[1].target)  # type: ignore[union-attr]
+    name = str(n.args[1].target)
     geometry: list[list[int]] = [[1, 1], [0, 0], [1, 1]]
     if not linear:
         geometry = [_pair(argument(n, k)) for k in ("stride", "padding", "dilation")]

@@ -173,7 +173,7 @@ class _Course:
             if not math.isfinite(float(loss.detach())):
                 self.diverged = True
                 return
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimiser.step()
             self.step += 1
 

@@ -182,7 +182,7 @@ class Quantize(Pass):
                  headroom: float) -> ActivationQuant | None:  # fmt: skip
         """Bounds of each frame slot by the range rule; None where they run along what the layer sums over."""
         along_channels = slots.axis == 1 and n.target is aten.conv2d.default
-        last = len(shape_of(n.args[0])) - 1  # type: ignore[arg-type]
+        last = len(shape_of(n.args[0])) - 1
         if not along_channels and (slots.axis == last if n.target is aten.linear.default else slots.axis != 0):
             return None
         found = [_from_range(*self._range(observed.groups[key], bits, headroom), 2**bits) for key in slots.keys]

@@ -234,7 +234,7 @@ class ShbDecoder(Pass):
 
 
 def _base(conv: fx.Node) -> str:
-    return str(conv.args[1].target).removesuffix("_folded").removesuffix(".weight")  # type: ignore[union-attr]
+    return str(conv.args[1].target).removesuffix("_folded").removesuffix(".weight")
 
 
 def _size(n: fx.Node) -> tuple[int, int]:

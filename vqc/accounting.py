@@ -150,7 +150,7 @@ def _work(program: Program, n: fx.Node, signs: bool) -> Work | None:
     if not isinstance(out, torch.Tensor):
         return None
     if name in _PRODUCTS:
-        left = n.args[_PRODUCTS[name]].meta["val"]  # type: ignore[union-attr]
+        left = n.args[_PRODUCTS[name]].meta["val"]
         return Work(n.name, name, "float", out.numel() * left.shape[-1], (32, 32))
     if not ("conv" in name or "linear" in name) or name.startswith("vqc.fake"):
         return None
@@ -158,7 +158,7 @@ def _work(program: Program, n: fx.Node, signs: bool) -> Work | None:
     weight = at.meta.get("val") if isinstance(at, fx.Node) else None
     if not isinstance(weight, torch.Tensor) or weight.ndim < 2:
         return None
-    results = n.args[0].meta["val"] if "transpose" in name else out  # type: ignore[union-attr]
+    results = n.args[0].meta["val"] if "transpose" in name else out
     macs = results.numel() * math.prod(weight.shape[1:])
     mask = argument(n, "mask") if "masked" in name else None
     kind: Kind = "binary" if signs or "bconv" in name else "float" if weight.is_floating_point() else "integer"

@@ -83,7 +83,7 @@ class Expander:
 def _replace(program: Program, node: fx.Node, result: Any) -> None:
     if isinstance(result, tuple):
         for user in [u for u in node.users if u.target is operator.getitem]:
-            user.replace_all_uses_with(result[int(user.args[1])])  # type: ignore[call-overload]
+            user.replace_all_uses_with(result[int(user.args[1])])
             program.graph.erase_node(user)
     else:
         node.replace_all_uses_with(result)
@@ -138,10 +138,10 @@ def _fill_in_empty(program: Program) -> None:
             tensor = torch.empty(value.shape, dtype=value.dtype)
         elif reads_nothing(program, node):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
-            tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+            tensor = node.target(*args, **kwargs)
         else:
             if op_name(node.target) == "aten::cat":
-                node.update_arg(0, [a for a in node.args[0] if not is_empty(a)])  # type: ignore[union-attr]
+                node.update_arg(0, [a for a in node.args[0] if not is_empty(a)])
             continue
         node.replace_all_uses_with(program.add_constant(f"{node.name}_constant", tensor))
 

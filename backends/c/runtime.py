@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -107,7 +108,7 @@ class CModel:
         self._head: torch.Tensor | None = None
         self.init(self._weights, len(model.weights), self._arena, model.arena_size)
 
-    def _function(self, name: str, arguments: list, result: type = ctypes.c_int):  # type: ignore[type-arg]
+    def _function(self, name: str, arguments: list[Any], result: type = ctypes.c_int) -> Any:
         f = getattr(self.library, f"{self.model.name}_{name}")
         f.argtypes, f.restype = arguments, result
         return f

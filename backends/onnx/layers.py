@@ -114,7 +114,7 @@ def _fake_binarize(g: Graph, node: fx.Node) -> Results:
 @rule("aten::full", "aten::zeros", "aten::ones", "aten::zeros_like", "aten::ones_like", "aten::full_like",
       "aten::new_zeros", "aten::new_ones", "aten::new_full")  # fmt: skip
 def _filled(g: Graph, node: fx.Node) -> Results:
-    name = node.target.name()  # type: ignore[union-attr]
+    name = node.target.name()
     value: Any = 0 if "zeros" in name else 1 if "ones" in name else g.bound(node)["fill_value"]
     need(isinstance(value, (bool, int, float)) and dtype_of(node) != torch.bfloat16, "a value that is computed")
     return g.emit("Identity", g.constant(torch.full(shape_of(node), value, dtype=dtype_of(node)).numpy(), "filled"))

@@ -50,7 +50,7 @@ def _cat(g: Graph, node: fx.Node) -> Results:
     axis = axis_of(node, bound["dim"])
     parts = [x for x in bound["tensors"] if shape_of(x) != (0,)]
     values = [g.value(x, dtype) for x in parts]
-    if node.target.name() == "aten::stack":  # type: ignore[union-attr]
+    if node.target.name() == "aten::stack":
         values = [g.emit("Unsqueeze", v, g.constant([axis], "axes")) for v in values]
     return g.emit("Concat", *values, axis=axis)
 
@@ -76,7 +76,7 @@ def _select(g: Graph, node: fx.Node) -> Results:
 def _split(g: Graph, node: fx.Node) -> Results:
     x, parts = node.args[0], node.meta["val"]
     axis = axis_of(x, g.bound(node)["dim"])
-    drops = node.target.name() == "aten::unbind.int"  # type: ignore[union-attr]
+    drops = node.target.name() == "aten::unbind.int"
     sizes = [1 if drops else p.shape[axis] for p in parts]
     found = g.emit_many("Split", [g.value(x), g.constant(sizes, "sizes")], [None] * len(sizes), axis=axis)
     return [g.emit("Squeeze", v, g.constant([axis], "axes")) for v in found] if drops else found
@@ -109,7 +109,7 @@ def _repeat(g: Graph, node: fx.Node) -> Results:
       "aten::replication_pad1d")  # fmt: skip
 def _pad(g: Graph, node: fx.Node) -> Results:
     bound, x = g.bound(node), node.args[0]
-    name = node.target.name()  # type: ignore[union-attr]
+    name = node.target.name()
     mode = "constant" if "constant" in name else "reflect" if "reflection" in name else "edge"
     amounts, rank = list(bound.get("pad", bound.get("padding"))), len(shape_of(x))
     before, after = [0] * rank, [0] * rank

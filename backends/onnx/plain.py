@@ -83,7 +83,7 @@ def _lerp(g: Graph, node: fx.Node) -> Results:
 def _logical(g: Graph, node: fx.Node) -> Results:
     bound = g.bound(node)
     need(dtype_of(node) == torch.bool, "bits of integers")
-    op = "And" if "and" in node.target.name() else "Or"  # type: ignore[union-attr]
+    op = "And" if "and" in node.target.name() else "Or"
     return g.emit(op, g.value(bound["self"], torch.bool), g.value(bound["other"], torch.bool))
 
 
@@ -111,7 +111,7 @@ def _masked_fill(g: Graph, node: fx.Node) -> Results:
 @rule("aten::clamp", "aten::clamp_min", "aten::clamp_max", "aten::hardtanh", "aten::relu6")
 def _clamp(g: Graph, node: fx.Node) -> Results:
     bound, dtype = g.bound(node), dtype_of(node)
-    name = node.target.name()  # type: ignore[union-attr]
+    name = node.target.name()
     low, high = bound.get("min", bound.get("min_val")), bound.get("max", bound.get("max_val"))
     if name == "aten::relu6":
         low, high = 0, 6
@@ -186,7 +186,7 @@ def _prelu(g: Graph, node: fx.Node) -> Results:
 
 @rule("aten::_softmax", "aten::softmax.int", "aten::log_softmax.int", "aten::_log_softmax")
 def _softmax(g: Graph, node: fx.Node) -> Results:
-    op = "LogSoftmax" if "log" in node.target.name() else "Softmax"  # type: ignore[union-attr]
+    op = "LogSoftmax" if "log" in node.target.name() else "Softmax"
     return g.emit(op, g.value(node.args[0], dtype_of(node)), axis=axis_of(node.args[0], node.args[1]))
 
 
@@ -201,7 +201,7 @@ def _reduce(g: Graph, node: fx.Node) -> Results:
     bound, x = g.bound(node), node.args[0]
     dims = bound.get("dim") or list(range(len(shape_of(x))))
     axes = [axis_of(x, d) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
-    return g.emit(_REDUCE[node.target.name()], g.value(x, dtype_of(node)), g.constant(axes, "axes"),  # type: ignore[union-attr]
+    return g.emit(_REDUCE[node.target.name()], g.value(x, dtype_of(node)), g.constant(axes, "axes"),
                   keepdims=int(bound.get("keepdim", False)))  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def _addmm(g: Graph, node: fx.Node) -> Results:
 @rule("aten::layer_norm", "aten::native_layer_norm")
 def _layer_norm(g: Graph, node: fx.Node) -> Results:
     bound, x = g.bound(node), node.args[0]
-    need(node.target.name() == "aten::layer_norm", "its mean and deviation are results too")  # type: ignore[union-attr]
+    need(node.target.name() == "aten::layer_norm", "its mean and deviation are results too")
     shape = list(bound["normalized_shape"])
     weight = g.value(bound["weight"]) if bound["weight"] is not None else g.constant(np.ones(shape, np.float32), "ones")
     bias = [] if bound["bias"] is None else [g.value(bound["bias"])]

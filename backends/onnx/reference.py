@@ -203,5 +203,5 @@ _FUNCTIONS = {"exp": "Exp", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardsigmoid":
 
 @rule(*(f"vqc::{name}" for name in _FUNCTIONS), exact=True)
 def _function(g: Graph, node: fx.Node) -> Results:
-    name = node.target.name().removeprefix("vqc::")  # type: ignore[union-attr]
+    name = node.target.name().removeprefix("vqc::")
     return g.emit(_FUNCTIONS[name], g.value(node.args[0]), domain=DOMAIN)

@@ -72,7 +72,7 @@ def place_of(shape: tuple[int, ...], of: tuple[int, ...]) -> str | None:
         return "one"
     padded = (1,) * (4 - len(shape)) + shape
     named = {(1, c, 1, 1): "channel", (n, c, 1, 1): "image", (n, 1, h, w): "plane"}
-    return named.get(padded)  # type: ignore[arg-type]
+    return named.get(padded)
 
 
 def _with(program: Program, node: fx.Node, kind: str, other: Any) -> list[Operand] | None:

@@ -300,6 +300,6 @@ def test_scan():
     start = h.const("start", torch.zeros(4))
     node = g.call_function(scan, (inner, [start], [h(aten.relu, x)], ()))
     meta = {"device": "meta"}
-    node.meta["val"] = (torch.empty(4, **meta), torch.empty(5, 4, **meta))  # type: ignore[call-overload]
+    node.meta["val"] = (torch.empty(4, **meta), torch.empty(5, 4, **meta))
     last, all_of_them = h(operator.getitem, node, 0), h(operator.getitem, node, 1)
     assert said(h, last, all_of_them) == ["mixed", "T=5@0"]

@@ -85,7 +85,7 @@ def test_the_recorder_hears_whole_operators_before_autograd():
 
     def handler(op: object, args: tuple, kwargs: dict) -> object:
         heard.append(str(op))
-        return op(*args, **kwargs)  # type: ignore[operator]
+        return op(*args, **kwargs)
 
     mode = compat.PreDispatchMode(handler)
     with torch.no_grad(), compat.listen(), mode:

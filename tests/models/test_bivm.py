@@ -198,7 +198,7 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="one frame"):
         model(torch.rand(3, 64, 96))
     with pytest.raises(InputError, match="unknown build"):
-        BiVM(1, "resnet50")  # type: ignore[arg-type]
+        BiVM(1, "resnet50")
     with pytest.raises(InputError, match="a layer of 2 bits"):
         BinaryConv2d(4, 4, 3, bits=2)
     with pytest.raises(InputError, match="unknown form of a binarization 'ternary'"):

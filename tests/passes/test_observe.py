@@ -80,4 +80,4 @@ def test_refusals():
     with pytest.raises(CalibrationError, match="no calibration clip"):
         Observe()(cell())
     with pytest.raises(PipelineError, match="no policy 'window'"):
-        Observe("window")(cell(), PassContext(calibration=[torch.rand(1, 3, 6, 6)]))  # type: ignore[arg-type]
+        Observe("window")(cell(), PassContext(calibration=[torch.rand(1, 3, 6, 6)]))

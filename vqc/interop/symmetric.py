@@ -113,7 +113,7 @@ def _as_float(program: Program, n: fx.Node, floats: dict[fx.Node, fx.Node]) -> f
     if n not in floats:
         first = n.args[0]
         moved: Any = _as_float(program, first, floats) if isinstance(first, fx.Node) else [
-            _as_float(program, a, floats) for a in first]  # type: ignore[union-attr]  # fmt: skip
+            _as_float(program, a, floats) for a in first]  # fmt: skip
         with program.graph.inserting_before(n):
             floats[n] = program.call(n.target, (moved, *n.args[1:]), dict(n.kwargs), like=n)
     return floats[n]
@@ -124,7 +124,7 @@ def _symmetric(program: Program, layer: fx.Node, floats: dict[fx.Node, fx.Node])
     assert isinstance(dq, fx.Node)
     b = bind(dq)
     shift = b["scale"] * (128 - b["zero_point"])
-    x = _as_float(program, dq.args[0], floats)  # type: ignore[arg-type]
+    x = _as_float(program, dq.args[0], floats)
     args = list(layer.args)
     with program.graph.inserting_before(layer):
         if shift:
@@ -153,7 +153,7 @@ def _bias(program: Program, layer: fx.Node, shift: float) -> fx.Node:
     weight = layer.args[1]
     assert isinstance(weight, fx.Node)
     known = [program.constant(a) if isinstance(a, fx.Node) else a for a in weight.args]
-    floats = weight.target(*known)  # type: ignore[operator]
+    floats = weight.target(*known)
     old = layer.args[2] if len(layer.args) > 2 else None
     bias = program.constant(old) if old is not None else None
     total = floats.double().flatten(1).sum(1) * shift + (0 if bias is None else bias.double())

@@ -126,7 +126,7 @@ class BlockLearner:
                 pull = sum(rounding_regulariser(v, b) for v in rounding)
                 loss = loss + how.strength * start / count * pull
             if loss.requires_grad:  # a process that got no window of the batch has nothing to add
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             shard.average([p for g in optimiser.param_groups for p in g["params"]], len(mine))
             optimiser.step()
             if moved:

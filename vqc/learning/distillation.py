@@ -202,7 +202,7 @@ class Pupil:
             b = annealed(at, lesson.steps, lesson.warm_up)
             pull = torch.stack([rounding_regulariser(v, b) for v in self._roundings]).sum()
             loss = loss + lesson.strength * math.sqrt(start) / self._count * pull
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         average(list(self.params.values()))
         self.optimiser.step()
         return value

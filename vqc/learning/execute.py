@@ -41,7 +41,7 @@ def execute(program: Program, nodes: Sequence[fx.Node], feeds: Mapping[fx.Node, 
         if n not in feeds:
             args, kwargs = fx.node.map_arg((n.args, n.kwargs), load)
             run = overrides.get(n)
-            env[n] = run(*args, **kwargs) if run is not None else n.target(*args, **kwargs)  # type: ignore[operator]
+            env[n] = run(*args, **kwargs) if run is not None else n.target(*args, **kwargs)
         for dead in dying.get(n, ()):
             env.pop(dead, None)
     return {n: env[n] for n in wanted}

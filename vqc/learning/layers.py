@@ -40,7 +40,7 @@ class IntegerLayer:
     @property
     def axis(self) -> int:
         """The dimension of the weight along which its scales run."""
-        return int(self.dequantize.args[3])  # type: ignore[arg-type]
+        return int(self.dequantize.args[3])
 
     @property
     def integers(self) -> Tensor:
@@ -78,7 +78,7 @@ class IntegerLayer:
 
     def set_weight(self, integers: Tensor | None = None, scale: Tensor | None = None) -> None:
         """Other integers or scales, of the same shapes."""
-        base = str(self.dequantize.args[0].target), str(self.dequantize.args[1].target)  # type: ignore[union-attr]
+        base = str(self.dequantize.args[0].target), str(self.dequantize.args[1].target)
         args = list(self.dequantize.args)
         if integers is not None:
             args[0] = self.program.add_constant(base[0], integers.to(torch.int8))
@@ -134,7 +134,7 @@ def _integer_layer(program: Program, twin: Program, n: fx.Node, other: fx.Node |
     weight = twin.constant(other.args[1]) if other is not None and other.target is n.target else None
     if other is None or weight is None or weight.shape != integers.shape:
         return "the float program has no layer of this name with a weight of this shape"
-    return IntegerLayer(program, n, dequantize, product, unfold, int(dequantize.args[5]), other, weight)  # type: ignore[arg-type]
+    return IntegerLayer(program, n, dequantize, product, unfold, int(dequantize.args[5]), other, weight)
 
 
 @dataclass

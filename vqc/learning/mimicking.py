@@ -97,19 +97,19 @@ class Apprentice:
         """(constant, unit of its change, whether it is latent) of what a node reads and may learn."""
         if n.target is v.fake_binarize_weight.default:
             weight = self.program.constant(n.args[0])
-            return [] if weight is None else [(str(n.args[0].target), torch.ones(()), True)]  # type: ignore[union-attr]
+            return [] if weight is None else [(str(n.args[0].target), torch.ones(()), True)]
         if n.target is v.fake_binarize.default:
             tau = self.program.constant(n.args[1])
             width = self.widths[n]
             if tau is None:
                 return []
-            return [(str(n.args[1].target), width if len(tau) == len(width) else width.mean(), False)]  # type: ignore[union-attr]
+            return [(str(n.args[1].target), width if len(tau) == len(width) else width.mean(), False)]
         found = []
         for i in _WEIGHTED.get(n.target, ()):
             a = n.args[i] if i < len(n.args) else None
             value = self.program.constant(a)
             if value is not None and value.is_floating_point():
-                found.append((str(a.target), self._unit_of(n, i, value), False))  # type: ignore[union-attr]
+                found.append((str(a.target), self._unit_of(n, i, value), False))
         return found
 
     def _unit_of(self, n: fx.Node, i: int, value: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class Apprentice:
                 factor = self.program.constant(other.args[1])
                 conv = other.args[0]
                 if factor is not None and isinstance(conv, fx.Node) and conv.target is aten.conv2d.default:
-                    inputs = math.prod(shape_of(conv.args[1])[1:])  # type: ignore[arg-type]
+                    inputs = math.prod(shape_of(conv.args[1])[1:])
                     return factor.abs().mean() * math.sqrt(inputs)
         return size
 
@@ -157,10 +157,10 @@ class Apprentice:
         values = {k: p.value() for k, p in self.learnables.items()}
 
         def run(n: fx.Node, places: list[int], *args: Any, **kwargs: Any) -> Any:
-            given = [values[str(n.args[i].target)] if i in places else a for i, a in enumerate(args)]  # type: ignore[union-attr]
+            given = [values[str(n.args[i].target)] if i in places else a for i, a in enumerate(args)]
             if n.target is v.fake_binarize.default:
                 return sign_within(given[0], given[1], self.widths[n], given[2])
-            return n.target(*given, **kwargs)  # type: ignore[operator]
+            return n.target(*given, **kwargs)
 
         for n in self.live:
             places = [i for i, a in enumerate(n.args)
@@ -193,7 +193,7 @@ def _widths(program: Program, clips: Clips, reach: float) -> dict[fx.Node, Tenso
     widths = {}
     for n in program.calls:
         if n.target is v.fake_binarize.default:
-            mean, square = torch.stack(sums[n.args[0]]).mean(0)  # type: ignore[index]
+            mean, square = torch.stack(sums[n.args[0]]).mean(0)
             spread = (square - mean.square()).clamp(min=0).sqrt()
             widths[n] = (reach * spread).clamp(min=0.1 * float(spread.mean()) + 1e-6).float()
     return widths

@@ -51,7 +51,7 @@ def _replacement(quantized: Program, q: fx.Node) -> Replacement:
 
     def run(x: Tensor, *_: Any) -> Tensor:
         value = execute(quantized, making, {source: x}, {dequantize})[dequantize]
-        return q.target(value, real, *rest)  # type: ignore[operator]
+        return q.target(value, real, *rest)
 
     return run
 
@@ -175,7 +175,7 @@ class Stage:
 
         def watching(n: fx.Node) -> Callable[..., Tensor]:
             def run(*args: Any, **kwargs: Any) -> Tensor:
-                y = n.target(*args, **kwargs)  # type: ignore[operator]
+                y = n.target(*args, **kwargs)
                 y = y if y.requires_grad else y.detach().requires_grad_()
                 seen[n] = (args[0].detach(), y)
                 return y

@@ -243,13 +243,13 @@ class _Sign(torch.autograd.Function):
     """`fake_binarize` whose gradient reaches as far as the input itself does: |x - tau| <= width."""
 
     @staticmethod
-    def forward(ctx, x, tau, width, surrogate):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, tau, width, surrogate):
         ctx.save_for_backward(x, tau, width)
         ctx.surrogate = surrogate
         return v.fake_binarize(x, tau, surrogate)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         x, tau, width = ctx.saved_tensors
         d = ((x - tau.view(1, -1, 1, 1)) / width.view(1, -1, 1, 1)).abs()
         slope = (d <= 1).to(x.dtype) if ctx.surrogate == "clip" else (2 - 2 * d).clamp(min=0)
@@ -264,4 +264,4 @@ def sign_within(x: Tensor, tau: Tensor, width: Tensor, surrogate: str) -> Tensor
     The operator's own gradient ends at |x - tau| = 1, whatever the values' spread is. Here it ends at `width`, as if
     the network had been scaled; the decisions are the same.
     """
-    return _Sign.apply(x, tau, width, surrogate)  # type: ignore[no-untyped-call]
+    return _Sign.apply(x, tau, width, surrogate)

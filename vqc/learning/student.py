@@ -172,8 +172,8 @@ class Student:
             for n in (q, *users):
                 n.args = (n.args[0], float(scale), int(zero), *n.args[3:])
         elif quantizer.learns:
-            self.program.constants[q.args[1].target] = scale.clone()  # type: ignore[union-attr, index]
-            self.program.constants[q.args[2].target] = zero.to(torch.int64)  # type: ignore[union-attr, index]
+            self.program.constants[q.args[1].target] = scale.clone()
+            self.program.constants[q.args[2].target] = zero.to(torch.int64)
 
 
 def _weight_of(quantizer: WeightQuantizer, soft: bool, straight: bool) -> Callable[..., Any]:

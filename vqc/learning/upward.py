@@ -32,12 +32,12 @@ def find_decoder(program: Program) -> Decoder | None:
 
     Of several values that are resized with no resize before them, the smallest is the top; of these, the first.
     """
-    ups = [n for n in program.calls if n.target in UPSAMPLES and area(n) > area(n.args[0])]  # type: ignore[arg-type]
+    ups = [n for n in program.calls if n.target in UPSAMPLES and area(n) > area(n.args[0])]
     behind = downstream(program, ups)
     first = [u.args[0] for u in ups if u.args[0] not in behind]
     if not first:
         return None
-    top = min(first, key=area)  # type: ignore[arg-type]
+    top = min(first, key=area)
     assert isinstance(top, fx.Node)
     return Decoder(top, tuple(n for n in program.calls if n in behind))
 
@@ -68,7 +68,7 @@ def why_not(program: Program, conv: fx.Node, top: fx.Node, keep: Sequence[str]) 
         return "its weight is not a float constant"
     if int(argument(conv, "groups")) != 1:
         return "it is grouped: one-bit layers of few inputs lose too much"
-    kernel = shape_of(conv.args[1])[2:]  # type: ignore[arg-type]
+    kernel = shape_of(conv.args[1])[2:]
     if kernel != (3, 3):
         return f"its kernel is {kernel[0]}x{kernel[1]}, not 3x3"
     for what, wanted in (("stride", 1), ("padding", 1), ("dilation", 1)):

@@ -180,7 +180,7 @@ def _chance(g: torch.Generator, p: float) -> bool:
     return float(torch.rand((), generator=g)) < p
 
 
-def _one_of(g: torch.Generator, items: Sequence[Tensor] | Sequence[Footage]):  # type: ignore[no-untyped-def]
+def _one_of(g: torch.Generator, items: Sequence[Tensor] | Sequence[Footage]):
     return items[int(torch.randint(len(items), (), generator=g))]
 
 

@@ -102,7 +102,7 @@ class BinaryGeometry:
     def of(cls, node: fx.Node, weight: Tensor) -> BinaryGeometry:
         """The sizes of a binary convolution node."""
         pairs = [tuple(argument(node, name)) for name in ("stride", "padding", "dilation")]
-        return cls(shape_of(node.args[0]), shape_of(node), tuple(weight.shape[2:]), *pairs)  # type: ignore[arg-type]
+        return cls(shape_of(node.args[0]), shape_of(node), tuple(weight.shape[2:]), *pairs)
 
     def inside(self, axis: int) -> list[tuple[bool, ...]]:
         """For every output row (axis 0) or column (1), which taps lie inside the picture."""
@@ -227,7 +227,7 @@ def _peel(ctx: Lowering, node: fx.Node, peeled: list[fx.Node]) -> tuple[float, f
             peeled.append(node)
             node, factor = a, float(torch.tensor(float(number), dtype=torch.float32))
     if free(node, "aten::cat"):
-        parts = list(node.args[0])  # type: ignore[arg-type]
+        parts = list(node.args[0])
         if len(set(parts)) == 1 and argument(node, "dim", 0) == 1:
             peeled.append(node)
             node = parts[0]

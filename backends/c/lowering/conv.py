@@ -146,7 +146,7 @@ def _first(ctx: Lowering, shape: Sequence[int], operands: Sequence[row_programs.
         held = [n for n, x in ctx.env.items() if isinstance(x, Value) and x.buffer is v.buffer]
         others = any(v.buffer in c.reads for c in ctx.calls) or any(len(n.users) > 1 for n in held)
         conv = next(n for n in ctx.program.calls if n.name == made[0].node)
-        geo = geometry(conv, conv.args[1].meta["val"], transposed=False)  # type: ignore[union-attr]
+        geo = geometry(conv, conv.args[1].meta["val"], transposed=False)
         small = 4 * ROWS_RUN * (shape[1] + geo.o) <= ROWS_BYTES
         if geo.direct and geo.groups == 1 and small and not others:
             return i, made[0]
@@ -179,7 +179,7 @@ def _lower_rows(ctx: Lowering, node: fx.Node, e: Expr, geo: Geometry, fields: di
              slopes, *inner, out=[ctx.result(last)], scratch=4 * ROWS_RUN * channels)  # fmt: skip
     if last is not node:
         ctx.kernels[last.name] = "vqc_conv_rows_f32"
-    ctx.kernels[node.args[0].name] = f"in vqc_conv_rows_f32 of {node.name}"  # type: ignore[union-attr]
+    ctx.kernels[node.args[0].name] = f"in vqc_conv_rows_f32 of {node.name}"
 
 
 def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> None:

@@ -195,7 +195,7 @@ _CONVS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d.in
 
 def _unbatched(node: fx.Node) -> bool:
     axes = int(op_name(node.target).split(".")[0][-2])
-    return len(node.args[0].meta["val"].shape) == axes + 1  # type: ignore[union-attr]
+    return len(node.args[0].meta["val"].shape) == axes + 1
 
 
 @expansion(*(f"aten::{c}" for c in _CONVS), when=_unbatched)

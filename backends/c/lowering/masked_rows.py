@@ -254,7 +254,7 @@ def every_value(ctx: Lowering, node: fx.Node) -> Tensor | None:
     if any(isinstance(t, Tensor) and t.ndim == 4 and t.shape[2:] != (1, 1) for t in rest):
         return None
     inner = every_value(ctx, node.args[0])
-    return None if inner is None else node.target(inner, *rest, **node.kwargs)  # type: ignore[operator]
+    return None if inner is None else node.target(inner, *rest, **node.kwargs)
 
 
 def never_negative(ctx: Lowering, node: fx.Node) -> bool:

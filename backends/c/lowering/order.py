@@ -190,7 +190,7 @@ def _plan(ctx: Lowering, table: Value, indices: Sequence[Any]) -> tuple[tuple[in
 
 
 def _whole_numbers(program: Program, node: fx.Node) -> str | None:
-    indices = [i for i in node.args[1] if i is not None]  # type: ignore[union-attr]
+    indices = [i for i in node.args[1] if i is not None]
     for i in indices:
         if dtype_of(i) in (torch.bool, torch.uint8):
             return f"{i.name} is a mask computed at run time: how many elements it takes depends on the data"
@@ -205,7 +205,7 @@ def _few_axes(program: Program, node: fx.Node) -> str | None:
 @lowering("aten::index.Tensor", "aten::_unsafe_index.Tensor", check=all_of(_whole_numbers, _few_axes))
 def lower_index(ctx: Lowering, node: fx.Node) -> None:
     table, out = ctx.value(node.args[0]), ctx.result(node)
-    shape, step, indices = _plan(ctx, table, list(node.args[1]))  # type: ignore[arg-type]
+    shape, step, indices = _plan(ctx, table, list(node.args[1]))
     _access(ctx, "READ", shape, table, step, out, dense_strides(shape), indices)
 
 
@@ -224,21 +224,21 @@ def _addable(program: Program, node: fx.Node) -> str | None:
 @lowering("aten::index_put", "aten::_unsafe_index_put", check=all_of(_whole_numbers, _few_axes, _addable))
 def lower_index_put(ctx: Lowering, node: fx.Node) -> None:
     out, values = _base(ctx, node), ctx.value(node.args[2])
-    shape, step, indices = _plan(ctx, out, list(node.args[1]))  # type: ignore[arg-type]
+    shape, step, indices = _plan(ctx, out, list(node.args[1]))
     mode = "ADD" if argument(node, "accumulate") else "WRITE"
     _access(ctx, mode, shape, out, step, values, ex.broadcast_strides(values, shape), indices)
 
 
 def _mask_and_number(node: fx.Node) -> bool:
-    indices = [i for i in node.args[1] if i is not None]  # type: ignore[union-attr]
-    mask = len(indices) == 1 and node.args[1][0] is not None and dtype_of(indices[0]) == torch.bool  # type: ignore[index]
+    indices = [i for i in node.args[1] if i is not None]
+    mask = len(indices) == 1 and node.args[1][0] is not None and dtype_of(indices[0]) == torch.bool
     return mask and not argument(node, "accumulate") and numel(shape_of(node.args[2])) == 1
 
 
 @expansion("aten::index_put", when=_mask_and_number)
 def expand_masked_fill(e: Expander, node: fx.Node) -> fx.Node:
     """x[mask] = number."""
-    x, mask = node.args[0], node.args[1][0]  # type: ignore[index]
+    x, mask = node.args[0], node.args[1][0]
     assert isinstance(x, fx.Node)
     assert isinstance(mask, fx.Node)
     trailing = len(e.shape(x)) - len(e.shape(mask))

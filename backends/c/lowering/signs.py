@@ -45,14 +45,14 @@ def lazy_cat(ctx: Lowering, node: fx.Node) -> bool:
     if not only_signs(ctx, node) and not _only_resized(ctx, node):
         return False
     parts: list[tuple[Expr, int]] = []
-    for t in node.args[0]:  # type: ignore[union-attr]
+    for t in node.args[0]:
         assert isinstance(t, fx.Node)
         found = ctx.env.get(t)
         if isinstance(found, Expr) and found.op == "cat" and found.source.node is t and only_signs(ctx, node):
             parts += found.source.parts
             continue
         resized = isinstance(found, Expr) and found.op == "resized" and only_signs(ctx, node)
-        parts.append((found if resized else ex.load(ctx.value(t)), shape_of(t)[1]))  # type: ignore[arg-type]
+        parts.append((found if resized else ex.load(ctx.value(t)), shape_of(t)[1]))
     ctx.bind(node, Expr("cat", source=parts_c4.Cat(node, tuple(parts))))
     ctx.kernels[node.name] = "in its signs"
     return True
@@ -80,7 +80,7 @@ def lazy_resize(ctx: Lowering, node: fx.Node, align_corners: bool, scales: Seque
     """Bind a bilinear resize as a leaf if only such a concatenation reads it; whether it was done."""
     if not _in_signs(ctx, node):
         return False
-    source = ctx.env.get(node.args[0])  # type: ignore[arg-type]
+    source = ctx.env.get(node.args[0])
     joined = isinstance(source, Expr) and source.op == "cat"
     before = shape_of(node.args[0])
     tables, twice = parts_c4.bilinear_tables(ctx, before, shape_of(node), align_corners, scales)
@@ -88,7 +88,7 @@ def lazy_resize(ctx: Lowering, node: fx.Node, align_corners: bool, scales: Seque
         made = [
             (Expr("resized", source=parts_c4.Resized(node, _planes(ctx, e.value), tables, twice)), channels)
             for e, channels in source.source.parts
-        ]  # type: ignore[union-attr]
+        ]
         ctx.bind(node, Expr("cat", source=parts_c4.Cat(node, tuple(made))))
     else:
         ctx.bind(node, Expr("resized", source=parts_c4.Resized(node, ctx.dense(node.args[0]), tables, twice)))
