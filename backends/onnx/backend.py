@@ -127,6 +127,10 @@ class OnnxBackend(Backend):
         Raises UnsupportedOp, TargetError for a wrong option, ArtifactError when the folder cannot be written.
         """
         opts = read_options(options)
+        for key in ("threads", "optimize"):
+            if key in options:
+                raise TargetError(f"an ONNX model has no option {key}", why="it is for running one: who loads the file "
+                                  "chooses it", way_out="leave it out, or use vqc.compile")  # fmt: skip
         model = model_of(program, opts["licence"], is_exact(target))
         if opts["sequence"]:
             model = sequence_of(model, program)

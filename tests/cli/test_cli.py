@@ -149,6 +149,9 @@ def test_export_writes_a_folder_that_tests_itself(place: Path, tmp_path: Path) -
         (2, ["export", "{m}", "--variant", "neon"], ["--variant does nothing without --build"]),
         (2, ["export", "{m}", "--target", "onnx", "--build"], ["target onnx has no --build", "targets of C"]),
         (2, ["export", "{m}", "--sequence"], ["target native has no --sequence", "targets of ONNX"]),
+        *((2, ["export", "{p}/nets.py:broken", "--target", target, "--threads", "2"],
+           [f"target {target} has no --threads", "the program that reads it chooses", "vqc apply --threads"])
+          for target in ("onnx", "onnx:exact", "pt2", "tensorrt", "cuda:90")),
         (2, ["run", "{m}", "{a}", "--recipe", "int9000"], ["no pass called 'int9000'", "way out:"]),
         (2, ["run", "{m}", "{a}", "--recipe", "int8"], ["needs a calibration clip", "--calibration"]),
         (2, ["run", "{m}", "{a}", "--target", "toaster"], ["no target called 'toaster'", "portable"]),

@@ -53,7 +53,7 @@ def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, vari
     folder that is no export, and what vqc.export does.
     """
     job.check()
-    _check_options(job.target, build, variant, sequence)
+    _check_options(job.target, build, variant, sequence, job.threads)
     check_folder(folder)
     use_threads(job.threads, job.target)
     net = job.network()
@@ -69,7 +69,7 @@ def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, vari
     return [made, *programs.values()]
 
 
-def _check_options(target: str, build: bool, variant: str | None, sequence: bool) -> None:
+def _check_options(target: str, build: bool, variant: str | None, sequence: bool, threads: int) -> None:
     if build and target in C_TARGETS:
         with misuse(TargetError):
             target_called(target).variant(variant)
@@ -80,6 +80,11 @@ def _check_options(target: str, build: bool, variant: str | None, sequence: bool
         kind = "ONNX (onnx, onnx:exact)" if wrong[0] == "--sequence" else "C"
         raise Misuse(TargetError(f"target {target} has no {wrong[0]}", why=f"it is for targets of {kind}",
                                  way_out="leave it out, or choose another target (`vqc targets`)"))  # fmt: skip
+    if threads != 1 and target not in C_TARGETS:
+        raise Misuse(TargetError(f"target {target} has no --threads", why="what is written says nothing of threads: "
+                                 "the program that reads it chooses them", way_out="leave it out (in a configuration "
+                                 f"file: threads = 1 under [export]); to calibrate by {threads} threads, write a file "
+                                 "with `vqc apply --threads` and export that"))  # fmt: skip
     if variant and not build:
         raise Misuse(TargetError("--variant does nothing without --build", way_out="add --build, or choose it in the "
                                  "Makefile: make VQC_VARIANT=..."))  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -239,6 +241,15 @@ def test_targets_and_options_that_are_not_known() -> None:
     for target, options in (("onnx:fast", {}), ("onnx", {"optimize": "most"}), ("onnx", {"tune": True})):
         with pytest.raises(TargetError, match="onnx|optimize|tune"):
             vqc.compile(program, target, **options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("threads", 4), ("optimize", "all")])
+def test_what_only_a_run_has_is_no_option_of_a_file(tmp_path: Path, name: str, value: Any) -> None:
+    h = Hand()
+    program = h.done(h(aten.relu, h.input("x", 2, 2)))
+    with pytest.raises(TargetError, match=f"(?s)no option {name}.*who loads the file"):
+        vqc.export(program, tmp_path / "net", "onnx", **{name: value})
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_pass_the_checker_with_shapes() -> None:
