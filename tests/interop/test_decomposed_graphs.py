@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import Hand
+from handmade import Hand, run
 from interop_nets import frames, matte, play
 
 import vqc
@@ -195,6 +195,34 @@ def test_pictures_with_channel_scales_are_spelled_out_to_the_bit():
     after = spelled_out(before)
     assert "quantized_decomposed.quantize_per_channel" not in operators(after)
     assert all(torch.equal(a, b) for a, b in zip(play(after), play(before), strict=True))
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("zeros", [None, [3, 7]])
+def test_a_dequantize_without_zero_points_is_spelled_out_to_the_bit(zeros: list[int] | None, named: bool):
+    h = Hand()
+    scales, low = h.const("scales", [0.01, 0.03]), h.const("zeros", torch.tensor([0, 0]))
+    own = None if zeros is None else h.const("own", torch.tensor(zeros))
+    q = h(qd.quantize_per_channel, h.input("x", 1, 2, 3, 4), scales, low, 1, 0, 255, U8)
+    rest = {"zero_points": own, "axis": 1, "quant_min": 0, "quant_max": 255, "dtype": U8}
+    y = h(qd.dequantize_per_channel, q, scales, **rest) if named else h(qd.dequantize_per_channel, q, scales,
+                                                                         *rest.values())  # fmt: skip
+    before = h.done(y)
+    after = spelled_out(before)
+    assert not any(name.startswith("quantized_decomposed") for name in operators(after))
+    assert torch.equal(run(after)[0], run(before)[0]) and bool(run(after)[0].any())
+
+
+def test_computed_zero_points_of_a_picture_stay_however_they_are_written():
+    h = Hand()
+    scales, zeros = h.const("scales", [0.01, 0.03]), h.const("zeros", torch.tensor([0, 0]))
+    q = h(qd.quantize_per_channel, h.input("x", 1, 2, 3, 4), scales, zeros, 1, 0, 255, U8)
+    own = h.input("own", 2, dtype=torch.int64)
+    before = h.done(h(qd.dequantize_per_channel, q, scales, zero_points=own, axis=1, quant_min=0, quant_max=255,
+                      dtype=U8))  # fmt: skip
+    after = spelled_out(before)
+    assert "(own) are computed at every step" in after.history[-1].notes[0]
+    assert torch.equal(run(after)[0], run(before)[0])
 
 
 def test_the_form_for_xnnpack():

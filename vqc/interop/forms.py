@@ -92,7 +92,7 @@ def spelled_out(program: Program) -> Program:
         if any(u.target not in DEQUANTIZES for u in q.users):
             notes.append(f"{q.name} stays: its integers are moved before they are dequantized")
             continue
-        computed = _computed(made, [a for n in (q, *q.users) for a in n.args[1:]])
+        computed = _computed(made, [a for n in (q, *q.users) for name, a in bind(n).items() if name != "input"])
         if computed is not None:
             notes.append(f"{q.name} stays: its scales or zero points ({computed}) are computed at every step")
             continue
@@ -127,6 +127,9 @@ def _arithmetic(program: Program, b: dict[str, Any], dq: fx.Node) -> fx.Node:
             aten.sub.Tensor, y, program.add_constant(f"{dq.name}_own_zero", torch.tensor(float(read["zero_point"])))
         )
         return call(aten.mul.Tensor, y, program.add_constant(f"{dq.name}_scale", torch.tensor(float(read["scale"]))))
-    own = [program.constant(read[k]) for k in ("scales", "zero_points")]
-    assert own[0] is not None and own[1] is not None, "a picture with computed scales is not spelled out"
-    return call(aten.mul.Tensor, call(aten.sub.Tensor, y, column("own_zero", own[1])), column("scale", own[0]))
+    own = program.constant(read["scales"])
+    assert own is not None, "a picture with computed scales is not spelled out"
+    own_zeros = program.constant(read["zero_points"])
+    if own_zeros is not None:  # a dequantize may have none, which is zero for every channel
+        y = call(aten.sub.Tensor, y, column("own_zero", own_zeros))
+    return call(aten.mul.Tensor, y, column("scale", own))
