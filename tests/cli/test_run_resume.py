@@ -15,7 +15,7 @@ import torch
 from cli_helpers import make_place, vqc, vqc_json, write_clip
 
 from vqc import video
-from vqc.cli import batch, record
+from vqc.cli import batch, hidden, record
 from vqc.cli.show import Reporter
 
 
@@ -100,12 +100,26 @@ def dying_in_a_video() -> None:
     video.write_video = watched
 
 
+def dying_with_an_empty_folder() -> None:
+    """Kills this process when it has made its hidden folder, and nothing in it."""
+    real = hidden.tempfile.mkdtemp
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        return real(*args, **kwargs) and die()
+
+    hidden.tempfile.mkdtemp = watched
+
+
 @pytest.mark.parametrize(
     ("arm", "complete"),
     [
         (dying_in_a_video, set()),
-        (dying(batch.os, "replace", 5), set()),  # while files are moved to their places (3 were written before)
-        (dying(batch, "write_text", 2), set()),  # all moved, and no record
+        (dying_with_an_empty_folder, set()),
+        (dying(hidden, "_locked", 1), set()),  # a folder with a file that is not locked yet
+        (dying(Path, "rename", 1), set()),  # that has the name it begins with
+        (dying(batch.os, "replace", 4), set()),  # the record is written, beside its place (3 files were before)
+        (dying(batch.os, "replace", 6), set()),  # while files are moved to their places
+        (dying(batch.os, "replace", 8), set()),  # all moved, and no record
         (dying(video, "write_png", 2), {"one"}),  # in the second clip
         (dying(batch, "read_record", 3), {"one", "three"}),  # between two clips
         (dying(Reporter, "forget", 3), {"one", "three", "two"}),  # all is done
@@ -122,17 +136,80 @@ def test_killed_and_called_again_it_ends_with_the_same_bytes(
     left = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     assert all(unbroken[name] == data for name, data in left.items())  # whole, or not there
     assert {n for n in left if n.endswith(".json")} == {f"matting-{clip}.json" for clip in complete}
-    assert len(list(tmp_path.glob(f"{batch.WORK}*"))) == 1  # what it was at
+    assert len(hidden_in(tmp_path)) == 1  # what it was at
     found = vqc_json(*command(place, tmp_path))
     assert {Path(c["clip"]).stem for c in found["clips"] if c["status"] == "kept"} == complete
-    assert bytes_of(tmp_path) == unbroken  # and nothing else: what was left is gone
+    assert bytes_of(tmp_path) == unbroken and not hidden_in(tmp_path)  # and nothing else: what was left is gone
+
+
+def hidden_in(folder: Path) -> list[Path]:
+    return list(folder.glob(".vqc-*"))
 
 
 def test_a_run_at_work_keeps_its_folder(tmp_path: Path) -> None:
-    with batch.work_folder(tmp_path) as first:
-        with batch.work_folder(tmp_path) as second:
+    with hidden.work_folder(tmp_path) as first:
+        with hidden.work_folder(tmp_path) as second:
             assert first.is_dir() and second.is_dir() and first != second
         assert first.is_dir() and not second.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def leave(output: Path) -> list[Path]:
+    """What killed runs can leave: folders of both names, with and without a lock, and one at which a run is."""
+    left = [output / name for name in (".vqc-begun-a", ".vqc-begun-b", ".vqc-run-c", ".vqc-run-d")]
+    for folder in left:
+        folder.mkdir()
+    (left[1] / hidden.LOCK).touch()
+    (left[2] / hidden.LOCK).touch()
+    (left[2] / "files").mkdir()
+    (left[2] / "files" / "half.mp4").write_bytes(b"half")
+    return left
+
+
+def test_what_killed_runs_left_is_removed_and_told_and_a_live_one_stays(tmp_path: Path) -> None:
+    left = leave(tmp_path)
+    (tmp_path / ".vqc-begun-mine").write_text("a file of the user's")
+    said: list[str] = []
+    (tmp_path / ".vqc-begun-live").mkdir()
+    with open(tmp_path / ".vqc-begun-live" / hidden.LOCK, "w") as lock:
+        assert hidden._locked(lock)
+        with hidden.work_folder(tmp_path) as first, hidden.work_folder(tmp_path, said.append):
+            assert first.is_dir() and (tmp_path / ".vqc-begun-live").is_dir()
+            assert not any(folder.exists() for folder in left) and said == []  # the first was not asked to tell
+        leave(tmp_path)
+        with hidden.work_folder(tmp_path, said.append):
+            pass
+    (told,) = said
+    assert "removed what a killed run left" in told and "nothing that was finished is lost" in told
+    assert {p.name for p in tmp_path.iterdir()} == {".vqc-begun-live", ".vqc-begun-mine"}
+
+
+def test_the_command_tells_what_it_removed(place: Path, done: Path, unbroken: dict[str, bytes]) -> None:
+    leave(done)
+    said = vqc(*command(place, done))
+    assert "removed what a killed run left" in said and "one.mp4 is done" in said
+    assert bytes_of(done) == unbroken and not hidden_in(done)
+    assert "removed" not in vqc(*command(place, done))
+
+
+def test_runs_that_begin_and_end_at_once_do_not_take_each_others_folders(tmp_path: Path) -> None:
+    def often() -> None:
+        for k in range(60):
+            with hidden.work_folder(tmp_path) as mine:
+                (mine / "files").mkdir()
+                (mine / "files" / f"{k}").touch()
+                shutil.rmtree(mine / "files")
+
+    children = []
+    for _ in range(4):
+        if (pid := os.fork()) == 0:
+            try:
+                often()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0, 0]
     assert not list(tmp_path.iterdir())
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from vqc import video
 from vqc.cli import figures
 from vqc.cli.clips import clip_path, identity
 from vqc.cli.exits import Misuse
+from vqc.cli.hidden import work_folder
 from vqc.cli.playing import chosen, played, strip, windows
 from vqc.cli.record import made_from, read_record, text_of, why_anew
 from vqc.cli.show import Reporter
@@ -29,13 +29,6 @@ from vqc.errors import ArtifactError, InputError, VqcError
 from vqc.report.network import Network
 from vqc.report.session import Engine, Playback, captured, eager_engine, program_engine, rows, use_threads
 from vqc.report.tables import write_text
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: what a killed run left is not told from what another one is at
-    fcntl = None  # type: ignore[assignment]
-
-WORK, LOCK = ".vqc-run-", "lock"  # begins the names of the hidden folders; a file in each
 
 
 @dataclass
@@ -81,7 +74,7 @@ class Batch:
                 failed[clip] = error
         if len(failed) < len(clips):
             self._check_names(clips)
-        with work_folder(self.output) as work:
+        with work_folder(self.output, self.report.say) as work:
             for number, clip in enumerate(clips):
                 if len(clips) > 1:
                     self.report(f"clips, now {Path(clip).name}", number + 1, len(clips))
@@ -159,12 +152,11 @@ class Batch:
         made = {p.name: p for p in sorted(files.iterdir())}
         text = text_of(result, self.origin, said, made)
         old = set() if record is None else {Path(name).name for name in record["files"]} - set(made)
-        self._publish(made, old)
-        write_text(place, text)
+        self._publish(made | {place.name: write_text(work / place.name, text)}, old)
         return Outcome(clip, "done", result, [*(self.output / name for name in made), place], table, timed, why=why)
 
     def _publish(self, made: Mapping[str, Path], old: set[str]) -> None:
-        """Move the files of a clip to their places, and remove those of before that were not made this time."""
+        """Remove files of before that were not made this time, and move those of a clip to their places, in order."""
         try:
             for name in old:
                 (self.output / name).unlink(missing_ok=True)
@@ -233,35 +225,3 @@ def _broken() -> Iterator[None]:
 
 def _shown(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k in ("frames", "size", "fps", "engines")}
-
-
-@contextmanager
-def work_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder in `output`, gone at the end; those that killed runs left are removed.
-
-    Its lock is held as long as the process lives, so that those of other runs at work are known.
-    """
-    for left in output.glob(f"{WORK}*"):
-        # Another run may remove it meanwhile, and it may be another user's.
-        with suppress(FileNotFoundError, PermissionError), open(left / LOCK, "r+") as lock:
-            if _locked(lock):
-                shutil.rmtree(left)
-    begun = Path(tempfile.mkdtemp(prefix=".vqc-begun-", dir=output))
-    with open(begun / LOCK, "w") as lock:
-        _locked(lock)
-        made = begun.rename(begun.with_name(WORK + begun.name.rpartition("-")[2]))  # under this name it has its lock
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made)
-
-
-def _locked(file: Any) -> bool:
-    """Lock a file for this process, if it can be."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another run holds it
-        return False
-    return True
