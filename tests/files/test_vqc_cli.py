@@ -87,5 +87,6 @@ def test_a_file_is_made_of_clips_at_several_speeds(place: Path, tmp_path: Path) 
     observed = next(r for r in load_file(out).history if r.name.startswith("observe"))
     assert observed.notes == ("3 frames of 1 clips, state carried, reset before each clip",)
     short = vqc(*given, "--recipe", "int8", "--calibration-speeds", "1,8", "--calibration-frames", "6", code=1)
-    assert "has no 2 of them at 8 times its speed" in short
+    assert "6 frames of a calibration clip are too few at 8 times its speed" in short
+    assert "use --calibration-frames 9 or more, or lower --calibration-speeds" in short
     assert "speeds cannot be '1,x'" in vqc(*given, "--recipe", "int8", "--calibration-speeds", "1,x", code=2)

@@ -97,14 +97,12 @@ def measure(job: Job, report: Reporter, *, tune: bool = False, compare: bool = F
     """
     job.check()
     net = job.network()
+    steps: Sequence[Sequence[Tensor]] = net.steps(job.read(net, net.reach)) if job.clip else [net.example] * job.frames
     program = job.program(net, report)
     options = dict(use_threads(job.threads, job.target)) | ({"tune": True} if tune else {})
     began = time.perf_counter()
     executable = vqc.compile(program, job.target, **options)
     compiled = time.perf_counter() - began
-    steps: Sequence[Sequence[Tensor]] = [net.example] * job.frames
-    if job.clip:
-        steps = net.steps(job.read(job.clip, job.frames + net.reach, net.size, job.start))
     times = []
     state: list[torch.Tensor] | None = None
     for inputs in (steps[0], *steps):

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vqc import metrics, video
+from vqc import metrics
 from vqc.cli import figures
-from vqc.cli.clips import clip_path
 from vqc.cli.exits import Exit, Misuse
 from vqc.cli.options import (
     Calibration,
@@ -92,11 +91,9 @@ def compare(
 
 def _play(job: Job, report: Reporter, bounds: Mapping[str, float]) -> tuple[Network, Any, list[Playback]]:
     """The network, the report of its compiled program, and both playbacks, the float one first."""
-    clip_file = clip_path(job.clip)
-    next(video.iter_frames(clip_file))  # a clip that cannot be read is told before weights are fetched
     net = job.network()
     announce(net, report)
-    clip = video.read_clip(clip_file, job.frames or None, net.size, job.start)
+    clip = job.read(net)
     options = use_threads(job.threads, job.target)
     reference = play(eager_engine(net), net, clip, report)
     _check_bounds(bounds, reference)

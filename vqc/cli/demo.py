@@ -11,7 +11,7 @@ from torch import Tensor
 from vqc import video
 from vqc.cli import figures
 from vqc.cli.exits import Misuse, misuse
-from vqc.cli.options import CalibrationFrames, Json, Size, Threads
+from vqc.cli.options import Json, Size, Threads
 from vqc.cli.show import Answer, Reporter
 from vqc.cli.work import parse_size, save, shared_program
 from vqc.errors import InputError
@@ -30,8 +30,10 @@ def demo(
                                         )] = "bivm",
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the results."
                                          )] = Path("out/demo"),
-    frames: Annotated[int, typer.Option(min=2, help="Frames to run.")] = 48,
-    calibration_frames: CalibrationFrames = 48, size: Size = "288x512", threads: Threads = 1,
+    frames: Annotated[int, typer.Option(min=2, max=video.CLIPS[CLIP].frames, help="Frames to run.")] = 48,
+    calibration_frames: Annotated[int, typer.Option(min=1, max=video.CLIPS[CALIBRATION].frames,
+                                                    help="Frames of the calibration clip.")] = 48,
+    size: Size = "288x512", threads: Threads = 1,
     teacher: Annotated[bool | None, typer.Option("--teacher/--no-teacher", help="Show the float teacher of the "
                        "one-bit network (150 MB once); neither: if it was fetched before.")] = None,
     json: Json = False,

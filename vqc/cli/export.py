@@ -52,7 +52,7 @@ def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, vari
     Raises a Misuse for options that the target does not have, before anything slow begins, ArtifactError then for a
     folder that is no export, and what vqc.export does.
     """
-    job.check()
+    job.check("export")
     _check_options(job.target, build, variant, sequence, job.threads)
     check_folder(folder)
     use_threads(job.threads, job.target)

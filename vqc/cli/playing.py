@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vqc import video
-from vqc.errors import InputError, VideoError
+from vqc.errors import InputError
 from vqc.report.network import Network
 from vqc.report.session import Engine, Playback, play, strip_rows
+from vqc.video.read import too_short
 
 Progress = Callable[[str, int, int], None]
 STRIP = 4  # rows of the strip
@@ -26,9 +27,7 @@ def windows(net: Network, path: Path, frames: int, start: int) -> Iterator[Tenso
     Raises VideoError for a clip that cannot be read or is shorter than that, at the place where it shows, InputError
     when the network needs more frames for one step.
     """
-    if 0 < frames <= net.reach:
-        raise InputError(f"{frames} frames are too few for {net.name}", why=f"a step looks at {net.reach + 1} frames",
-                         way_out=f"use --frames {net.reach + 1} or more")  # fmt: skip
+    enough(net, frames)
     held: deque[Tensor] = deque(maxlen=net.reach + 1)
     count = 0
     for frame in islice(video.iter_frames(path, net.size, start), frames or None):
@@ -37,9 +36,21 @@ def windows(net: Network, path: Path, frames: int, start: int) -> Iterator[Tenso
         if len(held) == net.reach + 1:
             yield torch.stack(tuple(held))
     if count < max(frames, net.reach + 1):
-        raise VideoError("the clip is too short", where=str(path),
-                         why=f"{frames or net.reach + 1} frames from index {start} on are needed, {count} are there",
-                         way_out="ask for fewer frames or an earlier start")  # fmt: skip
+        raise too_short(path, frames or net.reach + 1, start, count, fewer(count, net.reach + 1, start))
+
+
+def enough(net: Network, frames: int, option: str = "--frames") -> None:
+    """Raise InputError for a number of frames (0: all) that is none for a step, with the option that says it."""
+    if 0 < frames <= net.reach:
+        raise InputError(f"{frames} frames are too few for {net.name}", why=f"a step looks at {net.reach + 1} frames",
+                         way_out=f"use {option} {net.reach + 1} or more")  # fmt: skip
+
+
+def fewer(count: int, least: int, start: int = 0, ahead: int = 0, option: str = "--frames") -> str:
+    """The way out when a clip has `count` frames from `start` on, of which the option leaves out `ahead`; `least`: of
+    how many something can be made."""
+    way = f"use {option} {count - ahead} or fewer" if count >= least else "give a longer clip"
+    return f"{way}, or an earlier --start" if start else way
 
 
 def played(engine: Engine, net: Network, steps: Iterator[Tensor], progress: Progress, total: int, label: str,

@@ -75,7 +75,7 @@ def run_report(job: Job, output: Path | None, bound: float, *, json: bool, only_
             raise Misuse(InputError(f"the program in {job.model} is quantized already",
                                     why="the file holds no float network to compare it with",
                                     way_out="report on the network that it was made from, with --recipe"))  # fmt: skip
-        steps = net.steps(job.read(job.clip, job.frames + net.reach if job.frames else 0, net.size, job.start))
+        steps = net.steps(job.read(net, net.reach))
         read = job.calibration_clips(net)
         clips = None if read is None else [net.steps(clip) for clip in read]
         use_threads(job.threads, job.target)

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import torch
 import typer
 from torch import Tensor
 
 import vqc
 from vqc import distributed, video
 from vqc.api import pipeline_of
-from vqc.backends import backend_for
+from vqc.backends import Backend, backend_for
 from vqc.calibration import at_speeds
 from vqc.cli.clips import clip_path, expand
 from vqc.cli.exits import misuse
+from vqc.cli.playing import enough, fewer
 from vqc.cli.show import Reporter
-from vqc.errors import CalibrationError, InputError
+from vqc.errors import CalibrationError, InputError, TargetError
 from vqc.program import Program
 from vqc.report.network import Network, network
 from vqc.report.session import Clips, Playback, as_list, captured, strip_rows
 from vqc.report.stored import is_stored
 from vqc.report.tables import folder, markdown, write_text
+from vqc.video.read import too_short
 
 __all__ = ["Job", "announce", "clip_path", "parse_size", "parse_speeds", "recipe_for", "save", "shared_program"]
 
@@ -49,6 +53,17 @@ def parse_speeds(text: str | None) -> tuple[int, ...]:
 def recipe_for(model: str, recipe: str | None) -> str:
     """The recipe asked for; by default float for a network, and none for a file, whose program has had its own."""
     return recipe if recipe is not None else "" if is_stored(model) else "float"
+
+
+def check_verb(target: str, verb: str) -> None:
+    """Raise TargetError for a target that is not known, or whose backend cannot do this ("compile" or "export")."""
+    if getattr(type(backend_for(target)), verb) is not getattr(Backend, verb):
+        return
+    if verb == "export":
+        raise TargetError(f"target {target} cannot be exported", why="it only runs programs here",
+                          way_out="choose another (`vqc targets`), or keep the program with `vqc apply`")  # fmt: skip
+    raise TargetError(f"target {target} cannot run programs here", why="it only writes files",
+                      way_out="write them with `vqc export`, or choose another (`vqc targets`)")  # fmt: skip
 
 
 def announce(net: Network, report: Reporter, beside: bool = True) -> None:
@@ -94,15 +109,23 @@ class Job:
     workdir: Path | None = None
     calibration_speeds: tuple[int, ...] = ()
 
-    def check(self) -> None:
-        """Raise as Misuse what can be known at once: a wrong recipe, target, size or folder, a missing clip."""
+    def check(self, verb: str = "compile") -> None:
+        """Raise what can be known at once, before weights are fetched and clips are read.
+
+        As a Misuse: a wrong recipe or size, a target that cannot do this (`verb` of `vqc.backends.Backend`), a recipe
+        without its clips. Else VideoError for a clip that cannot be read, ArtifactError for a folder that cannot be
+        written.
+        """
         with misuse():
             pipeline = pipeline_of(self.recipe)
-            backend_for(self.target)
+            check_verb(self.target, verb)
             parse_size(self.size)
             if not self.calibration_names and any(p.name == "observe" for p in pipeline.passes):
                 raise CalibrationError(f"recipe {self.recipe!s:.60} needs a calibration clip and none was given",
                                        way_out="add --calibration CLIP, 32 to 256 typical frames")  # fmt: skip
+            names = [*([self.clip] if self.clip else []), *self.calibration_names]
+        for name in names:
+            next(video.iter_frames(clip_path(name)))
         if self.workdir is not None:
             folder(self.workdir)
 
@@ -126,28 +149,50 @@ class Job:
         return ", ".join(Path(name).stem for name in self.calibration_names)
 
     def calibration_clips(self, net: Network) -> list[Tensor] | None:
-        """The clips that ranges are taken from, each [T,3,H,W]."""
+        """The clips that ranges are taken from, each [T,3,H,W]. Raises VideoError for one that is too short."""
         names, speeds = self.calibration_names, self.calibration_speeds
         if not names:
             return None
-        clips = [self.read(name, self.calibration_frames, net.size) for name in names]
-        if not speeds:
-            return clips
-        enough = self.calibration_frames > net.reach * max(speeds)
-        return at_speeds(clips, speeds, frames=None if enough else net.reach + 1)
+        option, frames = "--calibration-frames", self.calibration_frames
+        enough(net, frames, option)
+        each = max(net.reach + 1, 2 if speeds else 1)  # what the shortest stretch needs
+        least = (each - 1) * max(speeds, default=1) + 1
+        if frames < least:
+            raise CalibrationError(
+                f"{frames} frames of a calibration clip are too few at {max(speeds)} times its speed",
+                why=f"{each} frames at that speed are {least} of the clip",
+                way_out=f"use {option} {least} or more, or lower --calibration-speeds",
+            )
+        clips = [_read(name, frames, net, 0, lambda count: fewer(count, least, option=option)) for name in names]
+        return at_speeds(clips, speeds) if speeds else clips
 
     def program(self, net: Network, report: Reporter, program: Program | None = None) -> Program:
         """The network (or its `program`, captured before) put through the recipe (`shared_program`)."""
         return shared_program(net, self.recipe, self.calibration_clips(net), report, self.workdir, program)
 
-    def read(self, name: str, frames: int, size: tuple[int, int], start: int = 0) -> Tensor:
-        """A clip as [T,3,H,W] in [0,1]."""
-        return video.read_clip(clip_path(name), frames or None, size, start)
+    def read(self, net: Network, ahead: int = 0) -> Tensor:
+        """The clip to be run, `ahead` frames longer than --frames says (0: all): [T,3,H,W] in [0,1].
+
+        Raises VideoError if it is too short, InputError if --frames is less than a step looks at.
+        """
+        frames = self.frames + ahead if self.frames else 0
+        enough(net, frames)
+        least = net.reach + 1
+        return _read(self.clip, frames, net, self.start, lambda count: fewer(count, least, self.start, ahead))
 
     @property
     def engine_name(self) -> str:
         """What the compiled program is called in tables."""
         return f"vqc {self.target}, {self.recipe or 'as stored'}"
+
+
+def _read(name: str, frames: int, net: Network, start: int, way_out: Callable[[int], str]) -> Tensor:
+    """As many frames (0: all), one step's at least; `way_out`: what is said when there are only so many."""
+    path = clip_path(name)
+    found = list(islice(video.iter_frames(path, net.size, start), frames or None))
+    if len(found) < max(frames, net.reach + 1):
+        raise too_short(path, frames or net.reach + 1, start, len(found), way_out(len(found)))
+    return torch.stack(found)
 
 
 def save(folder: Path, stem: str, net: Network, clip: Tensor, played: Sequence[Playback], fps: float,

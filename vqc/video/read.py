@@ -53,13 +53,18 @@ def read_clip(
         raise VideoError(f"{frames} frames were asked for", where=str(path), way_out="ask for one or more, or for None")
     found = list(islice(iter_frames(path, size, start), frames))
     if not found or (frames is not None and len(found) < frames):
-        raise VideoError(
-            "the clip is too short",
-            where=str(path),
-            why=f"{frames or 'some'} frames from index {start} on were asked for, {len(found)} are there",
-            way_out="ask for fewer frames or an earlier start",
-        )
+        raise too_short(path, frames or 0, start, len(found), "ask for fewer frames or an earlier start")
     return torch.stack(found)
+
+
+def too_short(path: str | Path, frames: int, start: int, found: int, way_out: str) -> VideoError:
+    """The error for a clip that has `found` frames from index `start` on, fewer than the `frames` wanted (0: any)."""
+    return VideoError(
+        "the clip is too short",
+        where=str(path),
+        why=f"{frames or 'some'} frames from index {start} on were asked for, {found} are there",
+        way_out=way_out,
+    )
 
 
 def frame_rate(path: str | Path) -> float:
