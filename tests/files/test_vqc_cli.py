@@ -31,6 +31,7 @@ def test_a_file_knows_what_made_it(place: Path) -> None:
     said = files.about(place / "m.vqc")
     assert said["recipe"] == "int8-all" and said["network"]["picture"] == 1
     assert said["calibration"]["names"] == ["a.mp4"] and said["calibration"]["steps"] == 6
+    assert "speeds" not in said["calibration"]
     shown = vqc("inspect", place / "m.vqc", "--target", "none")
     assert "recipe: int8-all" in shown and "calibrated on 6 steps of a.mp4" in shown and "quantize" in shown
 
@@ -83,7 +84,12 @@ def test_a_file_is_made_of_clips_at_several_speeds(place: Path, tmp_path: Path) 
     given = ("apply", network, "--calibration", place / "a.mp4", "-o", out)
     vqc(*given, "--recipe", "fold-bn,observe{clips=1},quantize,lower-integer", "--calibration-speeds", "1,2",
         "--calibration-frames", "6")  # fmt: skip
-    assert files.about(out)["calibration"]["steps"] == 6  # three of every frame, three of every second
+    known = files.about(out)["calibration"]
+    assert known["steps"] == 6 and known["speeds"] == [1, 2]  # three of every frame, three of every second
+    assert "calibrated on 6 steps of a.mp4 at speeds 1, 2" in vqc("inspect", out, "--target", "none")
+    again = tmp_path / "again.vqc"
+    vqc("apply", out, "--recipe", "canonicalize", "-o", again)  # without clips: those of the file before
+    assert files.about(again)["calibration"] == known
     observed = next(r for r in load_file(out).history if r.name.startswith("observe"))
     assert observed.notes == ("3 frames of 1 clips, state carried, reset before each clip",)
     short = vqc(*given, "--recipe", "int8", "--calibration-speeds", "1,8", "--calibration-frames", "6", code=1)

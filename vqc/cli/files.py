@@ -69,6 +69,7 @@ def save_program(job: Job, net: Network, program: Program, path: Path) -> Path:
         calibration = {
             "names": [Path(n).name for n in job.calibration_names],
             **summary_of(program, [net.steps(c) for c in clips]),
+            **({"speeds": list(job.calibration_speeds)} if job.calibration_speeds else {}),
         }
     elif before is not None:
         calibration = before["calibration"]
@@ -85,5 +86,7 @@ def file_lines(path: str) -> list[str]:
     c = said["calibration"]
     if c:
         names = ", ".join(Path(str(n)).name for n in c.get("names", []))
-        lines.append(f"  calibrated on {c.get('steps')} steps{f' of {names}' if names else ''}")
+        speeds = ", ".join(f"{s}" for s in c.get("speeds", []))
+        lines.append(f"  calibrated on {c.get('steps')} steps{f' of {names}' if names else ''}"
+                     f"{f' at speeds {speeds}' if speeds else ''}")  # fmt: skip
     return lines
