@@ -5,10 +5,11 @@
     python -m benchmarks.gpu --paper rvm      the same for every launch of RVM's int8 step at 288x512 and 1080p
 
 Layers: integer, 4-bit, binary (both ways) and masked convolutions beside cuDNN's float16, each first compared bit for
-bit with the reference. Networks: vqc's few bits beside eager PyTorch and Inductor (default and max-autotune) in float16
-and bfloat16. Streams: 1 to 64 clips in one step, frames a second. Times are medians of CUDA events; every call reads
-another copy of its inputs, more than the cache holds together. Without a GPU it says "not measured" and why, and ends
-with status 3.
+bit with the reference. Networks: vqc's few bits, compared likewise (benchmarks/gpu_reference.py), beside eager PyTorch
+and Inductor (default and max-autotune) in float16 and bfloat16. Streams: 1 to 64 clips in one step, frames a second.
+Times are medians of CUDA events; every call reads another copy of its inputs, more than the cache holds together.
+Without a GPU it says "not measured" and why, and ends with status 3. A row of wrong results is told, not written, and
+the status is 1.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vqc
+from benchmarks.gpu_reference import agreement, same_binary, same_convolution, told_apart
 from benchmarks.machine import Record, folder, machine, write
 from vqc.backends.triton import masks, packing
 from vqc.backends.triton.environment import place_for
@@ -40,7 +42,7 @@ from vqc.errors import TargetError
 from vqc.layers import text
 from vqc.program import Program
 
-NOT_MEASURED = 3
+NOT_MEASURED, WRONG = 3, 1
 TOPICS = ("ceilings", "layers", "networks", "streams")
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
 CACHE = 64 * 2**20  # bytes: the L2 of an H200 is 50 MB
@@ -220,29 +222,6 @@ def _existing(channels: int, device: torch.device) -> Tensor:
     return packing.words(torch.ones(channels, dtype=torch.bool)).to(device)
 
 
-def same_convolution(layer: Layer, four: bool, ours: Any, x: Tensor) -> bool:
-    """Whether a float result equals the reference operator's."""
-    g = torch.Generator().manual_seed(0)
-    reach = 8 if four else 128
-    weight = torch.randint(-reach, reach, (layer.o, layer.c, layer.kernel, layer.kernel), generator=g).to(torch.int8)
-    pad = layer.kernel // 2
-    zero = torch.tensor([128], dtype=torch.int32)
-    wanted = torch.ops.vqc.qconv2d(x.cpu(), weight, torch.full((layer.o,), 1e-4), torch.zeros(layer.o), zero, [1, 1],
-                                   [pad, pad], [1, 1], 1)  # fmt: skip
-    return torch.equal(ours(x).value.cpu(), wanted)
-
-
-def same_binary(layer: Layer, ours: Any, x: Tensor) -> bool:
-    """The same for a binary convolution."""
-    g = torch.Generator().manual_seed(0)
-    shape = (layer.o, layer.c, layer.kernel, layer.kernel)
-    weight = (2 * torch.randint(0, 2, shape, generator=g) - 1).to(torch.int8)
-    pad = layer.kernel // 2
-    signs, ones = packing.unpacked(x, layer.c).cpu(), torch.ones(layer.o)
-    wanted = torch.ops.vqc.bconv2d(signs, weight, ones, torch.zeros(layer.o), [1, 1], [pad, pad], [1, 1])
-    return torch.equal(ours(x).value.cpu(), wanted)
-
-
 def ceilings(device: torch.device, rounds: int, n: int = 8192) -> list[Record]:
     """What this GPU reaches: bytes copied a second, multiply-adds a second in s8 and float16."""
     big = torch.empty(n * n, dtype=torch.float32, device=device)
@@ -281,15 +260,19 @@ def graphed(program: Program) -> tuple[Any, str]:
 
 
 def networks(device: torch.device, rounds: int, sizes: Sequence[str] = ("288x512", "1080p", "4K")) -> list[Record]:
-    """RVM, RIFE, SRVGG and BiVM: vqc's few bits beside PyTorch's engines in half floats, ms a step."""
+    """RVM, RIFE, SRVGG and BiVM: vqc's few bits beside PyTorch's engines in half floats, ms a step. A row whose results
+    are not the reference's has `wrong`, and no times."""
     found = []
     for name in NETWORKS:
         for size in sizes:
             net, program = network_program(name, size)
             exe, graph = graphed(program)
+            row: Record = {"network": name, "size": size, "one graph": graph, **agreement(exe, program, device)}
+            if row["wrong"]:
+                found.append(row)
+                continue
             inputs = [x.to(device) for x in program.example]
             stream = vqc.Stream(exe)
-            row: Record = {"network": name, "size": size, "one graph": graph}
             row["vqc ms"] = clock(lambda i: stream.step(inputs), device, rounds) / 1e3  # noqa: B023
             row["left to PyTorch"] = len(exe.report.fallbacks)
             for half in (torch.float16, torch.bfloat16):
@@ -375,12 +358,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "networks": lambda: networks(place.device, given.rounds),
         "streams": lambda: streams(place.device, given.rounds),
     }  # fmt: skip
+    status = 0
     for topic in given.only:
         began = machine() | {"gpu": torch.cuda.get_device_name(place.device)}
-        records = jobs[topic]()
-        print(shown(records))
-        print(f"wrote {write('gpu-' + topic, records, began, given.output or folder())}")
-    return 0
+        records, wrong = told_apart(jobs[topic]())
+        for row in wrong:
+            print(f"{topic}: wrong results, not written: {row}", file=sys.stderr)
+            status = WRONG
+        if records:
+            print(shown(records))
+            print(f"wrote {write('gpu-' + topic, records, began, given.output or folder())}")
+    return status
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """The benchmark of GPUs, as far as it runs without one: its layers in the interpreter, its arithmetic on paper."""
 
+import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from handmade import Hand
 from triton_programs import recurrent
 
-from benchmarks import gpu
+import vqc
+from benchmarks import gpu, gpu_reference
 from vqc.backends.triton.samples import Layer
 from vqc.errors import TargetError
 
@@ -74,3 +78,80 @@ def test_without_a_gpu_nothing_is_measured(tmp_path, capsys):
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 3 and "not measured: target cuda needs a GPU" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def turned(scale=1.0):
+    """A program with an operator that is left to PyTorch, and a state; `scale`: of its result."""
+    b = Hand("turned")
+    x, h = b.input("x", 1, 3, 4, 4), b.state("h", torch.ones(1, 3, 4, 4))
+    y = b(torch.ops.aten.mul.Tensor, b(torch.ops.aten.flip, x, [3]), scale)
+    return b.done(y, states=[b(torch.ops.aten.add.Tensor, h, x)])
+
+
+def other(program):
+    """The same program with one weight changed by one."""
+    changed = program.clone()
+    changed.constants["w2"] = changed.constants["w2"].clone()
+    changed.constants["w2"].view(-1)[0] += 1
+    return changed
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_network_is_compared_with_the_reference():
+    program = recurrent()
+    assert gpu.agreement(vqc.compile(program, "triton"), program, CPU) == {
+        "equal": True, "reference": "equal bits", "wrong": ""}  # fmt: skip
+    found = gpu.agreement(vqc.compile(other(program), "triton"), program, CPU)
+    assert not found["equal"] and "all of it runs in kernels" in found["wrong"]
+
+
+def test_a_state_that_is_lost_is_wrong(monkeypatch):
+    program, lost = recurrent(), vqc.compile(recurrent(), "triton")
+    step = lost.step
+    lost.step = lambda inputs, state: (step(inputs, state)[0], lost.program.initial_state())
+    assert gpu.agreement(lost, program, CPU)["wrong"]
+
+
+@pytest.mark.parametrize(("scale", "wrong"), [(1.0, ""), (1.01, ""), (1.1, "20.0 dB from"), (float("nan"), "nan dB")])
+def test_behind_operators_of_pytorch_results_are_near(scale, wrong):
+    exe = vqc.compile(turned(scale), "triton")
+    assert exe.report.fallbacks
+    found = gpu.agreement(exe, turned(), CPU)
+    assert found["equal"] is (scale == 1) and wrong in found["wrong"] and bool(found["wrong"]) is bool(wrong)
+
+
+@pytest.mark.parametrize("change", [lambda p: p, other])
+def test_only_a_network_that_is_right_is_timed(monkeypatch, change):
+    module = torch.nn.Conv2d(3, 3, 1)
+    net = SimpleNamespace(module=module, example=(torch.rand(1, 3, 4, 4),))
+    monkeypatch.setattr(gpu, "NETWORKS", {"recurrent": ("none", "none")})
+    monkeypatch.setattr(gpu, "network_program", lambda name, size: (net, recurrent()))
+    monkeypatch.setattr(gpu, "graphed", lambda program: (vqc.compile(change(program), "triton"), "no: interpreted"))
+    monkeypatch.setattr(gpu.torch, "compile", lambda module, mode: module)
+    (row,) = gpu.networks(CPU, 1, ["288x512"])
+    timed = [k for k in row if k.endswith(" ms")]
+    assert (len(timed), bool(row["wrong"])) == ((7, False) if row["equal"] else (0, True))
+    assert row["equal"] is (change is not other)
+
+
+def test_wrong_rows_are_told_and_not_written(tmp_path, monkeypatch, capsys):
+    rows = [{"network": "good", "equal": False, "reference": "50.0 dB", "wrong": "", "vqc ms": 1.0},
+            {"network": "bad", "equal": False, "reference": "3.0 dB", "wrong": "results are 3.0 dB from"}]  # fmt: skip
+    forms = [{"layer": "l", "form": "s8", "us": 1.0, "equal": e} for e in (True, False, None)]
+    monkeypatch.setattr(gpu, "place_for", lambda target: SimpleNamespace(interpreted=False, device=CPU))
+    monkeypatch.setattr(gpu.torch.cuda, "get_device_name", lambda device: "one")
+    monkeypatch.setattr(gpu, "networks", lambda device, rounds: rows)
+    monkeypatch.setattr(gpu, "layers_at", lambda size: [size] if size == "1080p" else [])
+    monkeypatch.setattr(gpu, "layer_records", lambda layer, device, rounds: forms)
+    assert gpu.main(["--only", "layers", "networks", "-o", str(tmp_path)]) == gpu.WRONG == 1
+    told = capsys.readouterr()
+    assert "networks: wrong results, not written: {'network': 'bad'" in told.err and "layers: wrong" in told.err
+    written = {p.name: json.loads(p.read_text())["results"] for p in tmp_path.iterdir()}
+    assert [r["equal"] for r in written["gpu-layers.json"]] == [True, None]
+    (kept,) = written["gpu-networks.json"]
+    assert kept["network"] == "good" and "wrong" not in kept and kept["reference"] == "50.0 dB"
+    monkeypatch.setattr(gpu, "networks", lambda device, rounds: rows[1:])
+    assert gpu.main(["--only", "networks", "-o", str(tmp_path / "none")]) == gpu.WRONG
+    assert not (tmp_path / "none").exists() and gpu_reference.told_apart(rows[:1])[1] == []
