@@ -1,7 +1,8 @@
 """Put the tables of benchmarks/results/ between the markers of their pages: a summary into the README, what was timed
 into docs/results.md, how faithful recipes are into docs/fidelity.md, one-bit training into docs/training.md, BiVM in
 one bit beside its float twin into docs/binary.md, each peer beside vqc into docs/comparisons.md, how far
-engines are apart into docs/onnx.md, how many corrupted files were refused into docs/files.md.
+engines are apart into docs/onnx.md, how many corrupted files were refused into docs/files.md. Smaller tables that stand
+amid the text of a page have a name in their markers (benchmarks/claim_tables.py, benchmarks/paper.py).
 
 python -m benchmarks.tables [--check]
 """
@@ -14,7 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agreement_tables, bivm_tables, comparison_tables, fidelity_tables, training_tables
+from benchmarks import (
+    agreement_tables,
+    bivm_tables,
+    claim_tables,
+    comparison_tables,
+    fidelity_tables,
+    paper,
+    training_tables,
+)
 from benchmarks.fidelity_tables import TITLES
 from vqc.report.tables import markdown, write_text
 
@@ -199,13 +208,14 @@ def _distance(record: Record) -> str:
     return "–"
 
 
-def replaced(page: str, text: str) -> str:
-    """A page with `text` between its markers; ValueError when it lacks them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError("the page has no markers for the results")
-    return f"{before}{BEGIN}\n{text}{END}{after}"
+def replaced(page: str, text: str, name: str = "") -> str:
+    """A page with `text` between its markers, those of that name; ValueError when it lacks them."""
+    begin, end = (m.replace("results", f"results of {name}", 1) if name else m for m in (BEGIN, END))
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page has no markers {begin} {end}, or has them twice")
+    before, _, rest = page.partition(begin)
+    after = rest.partition(end)[2]
+    return f"{before}{begin}\n{text}{end}{after}"
 
 
 def calibration(folder: Path) -> str:
@@ -267,9 +277,12 @@ PAGES: dict[str, Callable[[Path], str]] = {
 def outdated(root: Path = ROOT) -> dict[str, str]:
     """The pages whose tables differ from benchmarks/results/, and what they should be."""
     found = {}
-    for page, make in PAGES.items():
-        old = (root / page).read_text(encoding="utf-8")
-        new = replaced(old, make(root / "benchmarks" / "results"))
+    places = {(page, ""): make for page, make in PAGES.items()} | claim_tables.BLOCKS | paper.BLOCKS
+    for page in dict.fromkeys(page for page, _ in places):
+        old = new = (root / page).read_text(encoding="utf-8")
+        for (where, name), make in places.items():
+            if where == page:
+                new = replaced(new, make(root / "benchmarks" / "results"), name)
         if new != old:
             found[page] = new
     return found
