@@ -17,12 +17,12 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from vqc.errors import InputError
+from vqc.program_text import DTYPE_NAMES, op_text, program_text, short_name, summary_text, tensor_text
 
-DTYPE_NAMES = {
-    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8",
-    torch.int8: "s8", torch.int16: "s16", torch.int32: "s32", torch.int64: "s64", torch.bool: "bool",
-    torch.complex64: "c64",
-}  # fmt: skip
+__all__ = [
+    "DTYPE_NAMES", "Assumption", "Declined", "Input", "Leaf", "PassRecord", "Program", "Signature", "State",
+    "dtype_of", "evaluate", "infer", "meta_of", "op_text", "replace", "shape_of", "short_name", "tensor_text",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,30 +119,6 @@ class PassRecord:
         lines = [f"{self.name}: {did}", *(f"    {n}" for n in self.notes)]
         lines += [f"    left {d.node}: {d.reason}" for d in self.declined]
         return "\n".join(lines)
-
-
-def tensor_text(value: Any) -> str:
-    """`f32[1,3,8,8]` for a tensor, a parenthesised list for a tuple of them."""
-    if isinstance(value, torch.Tensor):
-        return f"{DTYPE_NAMES.get(value.dtype, str(value.dtype))}[{','.join(str(s) for s in value.shape)}]"
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(tensor_text(v) for v in value) + ")"
-    return type(value).__name__
-
-
-def op_text(target: Any) -> str:
-    """`aten.conv2d` for `torch.ops.aten.conv2d.default`; the overload is shown when it is not the default one."""
-    if isinstance(target, torch._ops.OpOverload):
-        name = target.name().replace("::", ".")
-        return name.removesuffix(".default")
-    return getattr(target, "__name__", str(target))
-
-
-def short_name(target: Any) -> str:
-    """`conv2d` for `aten.conv2d.default`: what a node of this operator is called, before it is numbered."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target.name().split("::")[1].split(".")[0].lstrip("_")
-    return getattr(target, "__name__", "call")
 
 
 class Program:
@@ -345,71 +321,11 @@ class Program:
     # ---- text -----------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        lines = [f"program {self.name}"]
-        for i in self.inputs:
-            known = f" in [{i.known_range[0]:g}, {i.known_range[1]:g}]" if i.known_range else ""
-            frames = f" {i.frames}" if i.frames else ""
-            lines.append(
-                f"  input {i.name}: {DTYPE_NAMES.get(i.dtype, i.dtype)}{list(i.shape)}{known}{frames}".replace(
-                    ", ", ","
-                )
-            )
-        results = self.result_nodes
-        for s in self.states:
-            known = f" in [{s.known_range[0]:g},{s.known_range[1]:g}]" if s.known_range else ""
-            lines.append(f"  state {s.input}: {tensor_text(s.reset)}{known} <- {results[s.output]}")
-        for n in self.calls:
-            lines.append(f"  {n.name}: {tensor_text(n.meta.get('val'))} = {op_text(n.target)}({self._args_text(n)})")
-        for name, n in zip(self.outputs, results, strict=False):
-            lines.append(f"  return {name} = {n}")
-        for a in self.assumptions:
-            lines.append(f"  assume {results[a.output]} is {a.expected}  # {a.text}")
-        return "\n".join(lines)
-
-    def _args_text(self, node: fx.Node) -> str:
-        defaults: list[Any] = []
-        if isinstance(node.target, torch._ops.OpOverload):
-            schema = node.target._schema.arguments
-            defaults = [a.default_value if a.has_default_value() else ... for a in schema]
-        args = list(node.args)
-        while (
-            args
-            and len(args) <= len(defaults)
-            and defaults[len(args) - 1] is not ...
-            and args[-1] == defaults[len(args) - 1]
-        ):
-            args.pop()
-        shown = [_value_text(self, a) for a in args]
-        shown += [f"{k}={_value_text(self, v)}" for k, v in node.kwargs.items()]
-        return ", ".join(shown)
+        return program_text(self)
 
     def summary(self) -> str:
         """One line: operators, weights, states, frames (what was captured)."""
-        weights = sum(v.numel() for v in self.constants.values() if isinstance(v, torch.Tensor))
-        size = sum(v.numel() * v.element_size() for v in self.constants.values() if isinstance(v, torch.Tensor))
-        kinds = len({op_text(n.target) for n in self.calls})
-        framed = sum(1 for i in self.inputs if i.frames is not None)
-        return (
-            f"{self.name}: {len(self.calls)} operators of {kinds} kinds, {weights:,} weights ({size / 1e6:.2f} MB), "
-            f"{len(self.inputs)} inputs ({framed} with a time axis), {len(self.outputs)} results, "
-            f"{len(self.states)} states"
-        )
-
-
-def _value_text(program: Program, value: Any) -> str:
-    if isinstance(value, fx.Node):
-        if value.op == "get_attr":
-            const = program.constants.get(str(value.target))
-            if isinstance(const, torch.Tensor):
-                return f"{value.target}" if const.numel() != 1 else f"{const.item():g}"
-        return value.name
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_value_text(program, v) for v in value) + "]"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, torch.dtype):
-        return DTYPE_NAMES.get(value, str(value))
-    return str(value)
+        return summary_text(self)
 
 
 def meta_of(value: Any) -> Any:
