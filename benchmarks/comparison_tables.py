@@ -79,7 +79,10 @@ def fidelity(records: Sequence[Record]) -> tuple[str, list[str]]:
         for r in (mine, *others):
             metrics = _held_out(r)
             by = {"recipe": "vqc", "nearest": "vqc, to nearest"}.get(r["kind"], r["computed_by"])
-            row = {"how": f"`{r['row']}`", "by": by, "distance to float": _shown(_distance(metrics))}
+            row = {"how": f"`{r['row']}`", "by": by}
+            if any("calibration_steps" in other for other in rows):  # older records do not say it
+                row["steps of calibration"] = str(r.get("calibration_steps", "–"))
+            row["distance to float"] = _shown(_distance(metrics))
             if "dtSSD x1e2" in metrics:
                 row["flicker: dtSSD x1e2"] = f"{metrics['dtSSD x1e2']:.2f}"
             table.append(row)

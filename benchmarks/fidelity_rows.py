@@ -246,7 +246,7 @@ def measure(row: Row, net: Network, calibration: Clips, given: Iterable[Trial], 
     return {"model": net.name, "size": f"{net.size[0]}x{net.size[1]}", "row": row.name, "kind": row.kind,
             "status": "ok", "seconds": round(seconds, 1), "cpu_seconds": round(busy, 1), "peak_mb": round(peak),
             "computed_by": made.by, "weight_bytes": made.engine.weight_bytes, "notes": made.notes,
-            "trials": found}  # fmt: skip
+            "calibration_steps": sum(len(clip) - net.reach for clip in clips), "trials": found}  # fmt: skip
 
 
 def _played(made: Made, net: Network, row: Row, trial: Trial, plain: Playback, strips: Path | None) -> Record:

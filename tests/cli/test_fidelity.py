@@ -67,6 +67,7 @@ def test_a_row_is_measured_against_float_and_against_the_truth(net: Network, tmp
     )
     first, second = record["trials"]
     assert record["status"] == "ok" and record["computed_by"] == "reference" and record["peak_mb"] > 50
+    assert record["calibration_steps"] == 5
     assert 0 < first["metrics"]["MAD x1e3"] < 20 and first["truth"] == {} and first["steps"] == 5
     plain = play(eager_engine(net), net, clip(4, 2)).clip
     assert second["float_truth"]["MAD x1e3"] == pytest.approx(metrics.mad(plain, alpha), abs=1e-5)

@@ -37,3 +37,13 @@ def test_rows_are_paired_by_network_threads_and_kind() -> None:
     records = [PEER, OURS, PEER | {"threads": 2}, PEER | {"kind": "float32"}]
     assert list(comparison_tables.pairs(records)) == [(PEER, OURS)]
     assert "| rvm 4x4 | 1 | 2.0 | 1.0 | 0.50 x | 0.50 MAD x1e3 | 0.25 MAD x1e3 |" in comparison_tables.speed(records)
+
+
+def test_steps_of_calibration_are_shown_where_records_hold_them() -> None:
+    ours = {"model": "rvm", "size": "4x4", "row": "int8", "kind": "recipe", "computed_by": "C", "status": "ok",
+            "trials": [{"part": "held-out", "metrics": {"MAD x1e3": 0.25}}]}  # fmt: skip
+    peer = ours | {"row": "p", "kind": "peer", "computed_by": "P 1.0"}
+    text, _ = comparison_tables.fidelity([ours | {"calibration_steps": 32}, peer])
+    assert "| how | by | steps of calibration | distance to float |" in text
+    assert "| `int8` | vqc | 32 | 0.25 MAD x1e3 |" in text and "| `p` | P 1.0 | – | 0.25 MAD x1e3 |" in text
+    assert "steps of calibration" not in comparison_tables.fidelity([ours, peer])[0]
