@@ -28,6 +28,10 @@ def is_static_input(value: Any) -> bool:
     return getattr(value, STATIC_MARK, None) is not None
 
 
+# How Dynamo writes the tables of a module that is assigned to in forward: `.__dict__['_parameters']['weight']`.
+_TABLE = re.compile(r"\.__dict__\['_(modules|parameters|buffers)'\]")
+
+
 def source_name(node: fx.Node) -> str:
     """Where Dynamo found a graph input, as a Python expression: `L['self']._modules['conv']._parameters['weight']`.
 
@@ -38,7 +42,8 @@ def source_name(node: fx.Node) -> str:
     if source is None:
         return ""
     name = source.name
-    return str(name() if callable(name) else name)  # a method up to 2.9, an attribute since
+    text = str(name() if callable(name) else name)  # a method up to 2.9, an attribute since
+    return _TABLE.sub(r"._\1", text)
 
 
 def weight_paths(nodes: Sequence[fx.Node]) -> list[str]:
@@ -155,6 +160,16 @@ def frame_signature() -> tuple[inspect.Signature, str] | None:
     signature = inspect.signature(function)
     first = next(iter(signature.parameters), "")
     return signature, first if isinstance(values.get(first), torch.nn.Module) else ""
+
+
+def frame_name() -> str:
+    """The name of the Python function Dynamo is compiling right now, as a user knows it; "" when there is none."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.symbolic_convert import tls as translator_state
+
+    if getattr(translator_state, "current_tx", None) is None:
+        return ""
+    return str(InstructionTranslator.current_tx().f_code.co_qualname).rsplit("<locals>.", 1)[-1]
 
 
 def require_supported_torch() -> None:

@@ -56,6 +56,24 @@ def test_inputs_and_their_sources():
     assert all(isinstance(x, torch.Tensor) and not hasattr(x, "fake_mode") for x in example)
 
 
+def test_weights_of_a_module_that_is_assigned_to_are_registered():
+    """Dynamo then reaches for the module's own dictionary, and names it."""
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.h = nn.Parameter(torch.ones(1)), None
+            self.register_buffer("floor", torch.zeros(1))
+
+        def forward(self, x):
+            self.h = x * self.gain + self.floor
+            return self.h
+
+    nodes, _, _ = caught(nn.Sequential(Cell()), torch.rand(1, 3))
+    assert {p for p in compat.weight_paths(nodes) if p} == {"0.gain", "0.floor"}
+    assert sum(compat.is_registered(n) for n in nodes) == 2
+
+
 def test_paths_of_two_objects_are_given_up():
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     nodes, _, _ = caught(lambda x: a(x) + b(x), torch.rand(1, 2))

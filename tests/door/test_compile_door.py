@@ -210,6 +210,49 @@ def test_calibration_that_fits_nothing_says_what_the_graph_takes():
         assert text in str(e.value)
 
 
+class Keeping(nn.Module):
+    """Keeps its state in an attribute, which no call brings."""
+
+    def __init__(self):
+        super().__init__()
+        self.look, self.show, self.past = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1), None
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, src):
+        x = self.look(src) * self.gain
+        self.past = x if self.past is None else 0.5 * self.past + x
+        return self.show(self.past.relu())
+
+
+def test_calibration_of_what_a_network_keeps_in_an_attribute_points_to_capture():
+    model, clip = Keeping().eval(), frames(3)
+    fast = torch.compile(model, backend="vqc", options={"recipe": "int8-all", "calibration": clip, **EAGER})
+    with torch.no_grad():
+        fast(clip[0])  # the first frame needs no state: its graph has the frame alone, the weights bound
+        with pytest.raises(BackendCompilerFailed) as e:
+            fast(clip[1])
+    for text in ("no call brings L['self'].past: the network keeps it itself", "the graph of Keeping.forward",
+                 "vqc.capture"):  # fmt: skip
+        assert text in str(e.value)
+
+
+def test_calibration_of_a_broken_graph_names_its_function():
+    def scaled(x):
+        x.requires_grad = False  # Dynamo breaks the graph here
+        return x * 0.5
+
+    class Broken(Chain):
+        def forward(self, src):
+            return super().forward(scaled(src[..., 1:, 1:]))
+
+    with pytest.raises(BackendCompilerFailed) as e:
+        torch.compile(Broken(), backend="vqc", options={"recipe": "int8", "calibration": frames(2), **EAGER})(
+            frames(1)[0]
+        )
+    for text in ("no calibration step fits", "the graph of ", "several graphs", "vqc.capture takes it whole"):
+        assert text in str(e.value)
+
+
 def test_two_models_of_a_class_with_their_own_clips():
     x = frames(1)[0]
     for seed in range(2):

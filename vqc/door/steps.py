@@ -33,6 +33,7 @@ class StepReader:
         self.sources = [compat.source_name(n) for n in gm.graph.nodes if n.op == "placeholder"]
         self.shapes = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else None for x in example]
         self.frame = compat.frame_signature()
+        self.function = compat.frame_name()
 
     def read(self, calibration: Any, wanted: Sequence[int]) -> Clips:
         """The clips with every step as a tuple of this graph's inputs at the indices `wanted`.
@@ -56,13 +57,28 @@ class StepReader:
             if steps:
                 clips.append(tuple(steps))
         if not clips:
-            inputs = ", ".join(f"{self.sources[i]} {self._shape_text(i)}" for i in wanted)
-            raise BackendError(
-                "no calibration step fits this graph", where=f"a graph with the inputs {inputs}",
-                why="; ".join(dict.fromkeys(reasons)) or "there is no step",
-                way_out="give the arguments of whole calls, states included: a tuple (positional) or a dict (by name)",
-            )  # fmt: skip
+            raise self._nothing_fits(reasons, wanted)
         return Clips(tuple(clips))
+
+    def _nothing_fits(self, reasons: Sequence[str], wanted: Sequence[int]) -> BackendError:
+        inputs = ", ".join(f"{self.sources[i]} {self._shape_text(i)}" for i in wanted)
+        kept = [self.sources[i] for i in wanted if not self._is_given(self.sources[i])]
+        if kept:
+            why = f"no call brings {', '.join(kept)}: the network keeps it itself"
+            way_out = "use vqc.capture, vqc.apply and vqc.compile: capture finds what a network keeps from call to call"
+        else:
+            why = "; ".join(dict.fromkeys(reasons)) or "there is no step"
+            way_out = ("give the arguments of whole calls, states included: a tuple (positional) or a dict (by name); "
+                       "if that is what they are, Dynamo has broken the network into several graphs "
+                       "(TORCH_LOGS=graph_breaks tells where): vqc.capture takes it whole")  # fmt: skip
+        where = f"the graph of {self.function or 'no function'} with the inputs {inputs}"
+        return BackendError("no calibration step fits this graph", where=where, why=why, way_out=way_out)
+
+    def _is_given(self, source: str) -> bool:
+        """Whether a graph input is (part of) an argument of a call, and nothing of the module's or a global."""
+        signature, owner = self.frame or (None, "")
+        match = _PATH.match(source)
+        return signature is None or (match is not None and match.group(1) in signature.parameters.keys() - {owner})
 
     def _shape_text(self, index: int) -> str:
         shape, dtype = self.shapes[index] or ((), None)
