@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,17 +59,16 @@ def _max_pool(g: Graph, node: fx.Node) -> Results:
                   ceil_mode=int(bound["ceil_mode"]))  # fmt: skip
 
 
-@rule("aten::adaptive_avg_pool2d")
-def _adaptive(g: Graph, node: fx.Node) -> Results:
-    (h, w), (oh, ow) = shape_of(node.args[0])[-2:], shape_of(node)[-2:]
-    need(h % oh == 0 and w % ow == 0, "windows of different sizes")
-    return g.emit("AveragePool", g.value(node.args[0]), kernel_shape=[h // oh, w // ow], strides=[h // oh, w // ow])
+def resize(g: Graph, node: fx.Node, zooms: Sequence[float | None], **attributes: Any) -> str:
+    """A Resize of all dimensions behind the channels, by its scales where every reader gets the size from them.
 
-
-def _resize(g: Graph, node: fx.Node, zooms: tuple[float | None, float | None], **attributes: Any) -> str:
-    x, (h, w), (oh, ow) = node.args[0], shape_of(node.args[0])[-2:], shape_of(node)[-2:]
-    scales = np.array([1, 1, same_zoom(h, oh, zooms[0]), same_zoom(w, ow, zooms[1])], np.float32)
-    if all(np.floor(np.float32(s) * np.float32(n)) == o for s, n, o in zip(scales[2:], (h, w), (oh, ow), strict=True)):
+    Runtimes multiply in float32 and the checker in float64, and 3 x 6.6666665 is 20 in one of them and 19 in the other.
+    """
+    x, sizes, outs = node.args[0], shape_of(node.args[0])[2:], shape_of(node)[2:]
+    pairs = list(zip(sizes, outs, strict=True))
+    scales = np.array([1, 1, *(same_zoom(n, o, z) for (n, o), z in zip(pairs, zooms, strict=True))], np.float32)
+    kinds = (np.float32, np.float64)
+    if all(np.floor(kind(s) * kind(n)) == o for s, (n, o) in zip(scales[2:], pairs, strict=True) for kind in kinds):
         return g.emit("Resize", g.value(x), "", g.constant(scales, "scales"), **attributes)
     return g.emit("Resize", g.value(x), "", "", g.constant(list(shape_of(node)), "sizes"), **attributes)
 
@@ -79,7 +79,7 @@ def _bilinear(g: Graph, node: fx.Node) -> Results:
     both = bound.get("scale_factors") or (None, None)
     zooms = (bound.get("scale_h", bound.get("scales_h", both[0])), bound.get("scale_w", bound.get("scales_w", both[1])))
     mode = "align_corners" if bound["align_corners"] else "half_pixel"
-    return _resize(g, node, zooms, mode="linear", coordinate_transformation_mode=mode)
+    return resize(g, node, zooms, mode="linear", coordinate_transformation_mode=mode)
 
 
 @rule("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")
@@ -87,7 +87,7 @@ def _nearest(g: Graph, node: fx.Node) -> Results:
     bound = g.bound(node)
     both = bound.get("scale_factors") or (None, None)
     zooms = (bound.get("scales_h", both[0]), bound.get("scales_w", both[1]))
-    return _resize(g, node, zooms, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return resize(g, node, zooms, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 _MODES = {0: "linear", 1: "nearest", 2: "cubic"}

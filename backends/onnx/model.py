@@ -10,7 +10,17 @@ from onnx import TensorProto, helper
 from torch import fx
 
 import vqc
-from vqc.backends.onnx import binary, layers, moves, plain, quantized, reference  # noqa: F401  (register the rules)
+from vqc.backends.onnx import (  # noqa: F401  (register the rules)
+    binary,
+    layers,
+    moves,
+    norms,
+    places,
+    plain,
+    quantized,
+    reference,
+    spaces,
+)
 from vqc.backends.onnx.graph import DOMAIN, ELEMENT, OPSET, RULES, CannotExport, Graph, key_of
 from vqc.errors import UnsupportedOp
 from vqc.program import Declined, Program, op_text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -66,6 +65,12 @@ def _power(g: Graph, node: fx.Node) -> Results:
     return g.emit("Pow", g.value(bound["self"], dtype), g.value(bound["exponent"], dtype))
 
 
+@rule("aten::pow.Scalar")
+def _power_of_a_number(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    return g.emit("Pow", g.number(bound["self"], dtype), g.value(bound["exponent"], dtype))
+
+
 @rule("aten::square")
 def _square(g: Graph, node: fx.Node) -> Results:
     x = g.value(node.args[0])
@@ -124,7 +129,8 @@ def _clamp(g: Graph, node: fx.Node) -> Results:
 _ONE = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "neg": "Neg",
         "abs": "Abs", "floor": "Floor", "ceil": "Ceil", "round": "Round", "sin": "Sin", "cos": "Cos", "erf": "Erf",
         "sign": "Sign", "reciprocal": "Reciprocal", "hardswish": "HardSwish", "softplus": "Softplus",
-        "mish": "Mish"}  # fmt: skip
+        "mish": "Mish", "tan": "Tan", "asin": "Asin", "acos": "Acos", "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh",
+        "selu": "Selu"}  # fmt: skip
 _EXACT = ("sigmoid", "tanh", "exp", "hardswish")  # of vqc's own, whose ONNX twins round otherwise
 
 
@@ -140,6 +146,29 @@ def _unary(op: str) -> Any:
 
 for _name, _op in _ONE.items():
     rule(f"aten::{_name}", *([f"vqc::{_name}"] if _name in _EXACT else []))(_unary(_op))
+
+
+@rule("aten::expm1", "aten::log1p")
+def _near_one(g: Graph, node: fx.Node) -> Results:
+    x, one = g.value(node.args[0], dtype_of(node)), g.number(1, dtype_of(node))
+    if node.target.name() == "aten::expm1":
+        return g.emit("Sub", g.emit("Exp", x), one)
+    return g.emit("Log", g.emit("Add", x, one))
+
+
+@rule("aten::log_sigmoid", "aten::log_sigmoid_forward")
+def _log_sigmoid(g: Graph, node: fx.Node) -> Results:
+    need(node.target.name() == "aten::log_sigmoid", "its buffer is a result too")
+    return g.emit("Neg", g.emit("Softplus", g.emit("Neg", g.value(node.args[0]))))
+
+
+@rule("aten::glu")
+def _glu(g: Graph, node: fx.Node) -> Results:
+    x = node.args[0]
+    axis = axis_of(x, g.bound(node)["dim"])
+    half = g.constant([shape_of(node)[axis]] * 2, "sizes")
+    first, gate = g.emit_many("Split", [g.value(x), half], [None, None], axis=axis)
+    return g.emit("Mul", first, g.emit("Sigmoid", gate))
 
 
 @rule("aten::hardsigmoid", "vqc::hardsigmoid")
@@ -193,7 +222,8 @@ def _softmax(g: Graph, node: fx.Node) -> Results:
 # ---- sums ------------------------------------------------------------------------------------------------------------
 
 _REDUCE = {"aten::mean.dim": "ReduceMean", "aten::sum.dim_IntList": "ReduceSum", "aten::amax": "ReduceMax",
-           "aten::amin": "ReduceMin", "aten::mean": "ReduceMean", "aten::sum": "ReduceSum"}  # fmt: skip
+           "aten::amin": "ReduceMin", "aten::mean": "ReduceMean", "aten::sum": "ReduceSum", "aten::max": "ReduceMax",
+           "aten::min": "ReduceMin"}  # fmt: skip
 
 
 @rule(*_REDUCE)
@@ -228,45 +258,6 @@ def _addmm(g: Graph, node: fx.Node) -> Results:
     bound = g.bound(node)
     return g.emit("Gemm", g.value(bound["mat1"]), g.value(bound["mat2"]), g.value(bound["self"]),
                   alpha=float(bound["alpha"]), beta=float(bound["beta"]))  # fmt: skip
-
-
-@rule("aten::layer_norm", "aten::native_layer_norm")
-def _layer_norm(g: Graph, node: fx.Node) -> Results:
-    bound, x = g.bound(node), node.args[0]
-    need(node.target.name() == "aten::layer_norm", "its mean and deviation are results too")
-    shape = list(bound["normalized_shape"])
-    weight = g.value(bound["weight"]) if bound["weight"] is not None else g.constant(np.ones(shape, np.float32), "ones")
-    bias = [] if bound["bias"] is None else [g.value(bound["bias"])]
-    return g.emit("LayerNormalization", g.value(x), weight, *bias, axis=len(shape_of(x)) - len(shape),
-                  epsilon=float(bound["eps"]))  # fmt: skip
-
-
-@rule("aten::group_norm")
-def _group_norm(g: Graph, node: fx.Node) -> Results:
-    bound, channels = g.bound(node), shape_of(node)[1]
-    weight = (
-        g.value(bound["weight"]) if bound["weight"] is not None else g.constant(np.ones(channels, np.float32), "ones")
-    )
-    bias = g.value(bound["bias"]) if bound["bias"] is not None else g.constant(np.zeros(channels, np.float32), "zeros")
-    return g.emit("GroupNormalization", g.value(node.args[0]), weight, bias, num_groups=bound["num_groups"],
-                  epsilon=float(bound["eps"]))  # fmt: skip
-
-
-@rule("aten::batch_norm")
-def _batch_norm(g: Graph, node: fx.Node) -> Results:
-    """Running statistics only: a multiplication and an addition."""
-    bound = g.bound(node)
-    need(not bound["training"] and bound["running_mean"] is not None, "a batch norm in training")
-    mean, var = (
-        g.known(bound["running_mean"], "the mean").double(),
-        g.known(bound["running_var"], "the variance").double(),
-    )
-    weight = 1.0 if bound["weight"] is None else g.known(bound["weight"], "the weight").double()
-    bias = 0.0 if bound["bias"] is None else g.known(bound["bias"], "the bias").double()
-    scale = weight / torch.sqrt(var + bound["eps"])
-    shape = [1, -1] + [1] * (len(shape_of(node)) - 2)
-    scaled = g.emit("Mul", g.value(node.args[0]), g.constant(scale.float().view(shape).numpy(), "scale"))
-    return g.emit("Add", scaled, g.constant((bias - mean * scale).float().view(shape).numpy(), "shift"))
 
 
 def same_zoom(size: int, out: int, zoom: float | None) -> float:
