@@ -33,8 +33,8 @@ def measure() -> list[Record]:
     program = recipe_program(net, "int8", clip)
     frame = net.steps(video.read_clip(video.clip("single_face"), 1, SIZE))[0]
     made = {dtype: vqc.compile(program, "triton", residual_dtype=dtype).step(frame)
-            for dtype in (None, "float16", "bfloat16")}  # fmt: skip
-    results, states = made.pop(None)
+            for dtype in ("float32", "float16", "bfloat16")}  # fmt: skip
+    results, states = made.pop("float32")
     alpha = results[1]
     found = []
     for dtype, (ours, following) in made.items():
