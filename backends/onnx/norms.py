@@ -98,7 +98,7 @@ def _variance(g: Graph, node: fx.Node) -> Results:
     bound, x = g.bound(node), node.args[0]
     dims = [axis_of(x, d) for d in bound["dim"] or range(len(shape_of(x)))]
     correction = 1 if bound["correction"] is None else bound["correction"]
-    count = math.prod(shape_of(x)[d] for d in dims)
+    count = torch.Size([shape_of(x)[d] for d in dims]).numel()
     need(count > correction, "a variance of too few values")
     value, axes = g.value(x), g.constant(dims, "axes")
     away = g.emit("Sub", value, g.emit("ReduceMean", value, axes, keepdims=1))

@@ -141,7 +141,7 @@ def _unfold(g: Graph, node: fx.Node) -> Results:
     return g.emit("Transpose", windows, perm=[d for d in range(rank + 1) if d != axis + 1] + [axis + 1])
 
 
-@rule("aten::channel_shuffle", "aten::native_channel_shuffle")
+@rule("aten::channel_shuffle")
 def _channel_shuffle(g: Graph, node: fx.Node) -> Results:
     bound, (n, c, *size) = g.bound(node), shape_of(node.args[0])
     groups = bound["groups"]

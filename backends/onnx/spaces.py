@@ -84,12 +84,12 @@ _RESIZED = {"linear1d": "linear", "trilinear3d": "linear", "bicubic2d": "cubic",
             "nearest_exact3d": "nearest"}  # fmt: skip
 
 
-@rule(*(f"aten::{'_' * ('exact' in n)}upsample_{n}{end}" for n in _RESIZED for end in ("", ".vec")))
+@rule(*(f"aten::{'_' * ('exact' in n)}upsample_{n}" for n in _RESIZED))
 def _other_resize(g: Graph, node: fx.Node) -> Results:
-    bound, kind = g.bound(node), node.target.name().split("upsample_")[1].split(".")[0]
+    bound, kind = g.bound(node), node.target.name().split("upsample_")[1]
     mode, count = _RESIZED[kind], int(kind[-2])
     named = (["scales_d", "scales_h", "scales_w"] if count > 1 else ["scales"])[-count:]
-    zooms = [bound.get(k) for k in named] if "scale_factors" not in bound else bound["scale_factors"] or [None] * count
+    zooms = [bound[k] for k in named]
     attributes: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "half_pixel"}
     if bound.get("align_corners"):
         attributes["coordinate_transformation_mode"] = "align_corners"
