@@ -217,3 +217,10 @@ def test_real_clips_are_as_described(name):
     assert frame_rate(path) == pytest.approx(entry.fps, abs=1e-3)
     if entry.frames < 200:
         assert sum(1 for _ in iter_frames(path, size=(9, 16))) == entry.frames
+
+
+def test_the_encoder_runs_in_one_thread(tmp_path):
+    """x264 writes its options into the stream; by default it has as many threads, and slices, as there are CPUs."""
+    path = write_video(tmp_path / "a.mp4", torch.rand(2, 3, 128, 96), 12)
+    data = path.read_bytes()
+    assert b" threads=1 " in data and b"sliced_threads=0" in data

@@ -66,6 +66,7 @@ def _encode(av: Any, container: Any, frames: Iterable[Tensor], fps: float, path:
             stream = container.add_stream(_codec(av), rate=Fraction(fps).limit_denominator(60000))
             stream.height, stream.width = image.shape[:2]
             stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1  # x264 cuts a picture into slices by threads: other CPUs, other bytes
         elif image.shape[:2] != (stream.height, stream.width):
             raise VideoError(
                 "the frames change size",
