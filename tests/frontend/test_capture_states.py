@@ -184,6 +184,70 @@ def test_none_in_the_example_and_leaves_of_lists():
     assert program.outputs == ("y",)
 
 
+class Nested(Cell):
+    """Takes its states in one dictionary, and gives them back in one that it fills in another order."""
+
+    def forward(self, x: torch.Tensor, state: Any = None) -> Any:
+        if state is None:
+            state = {"low": torch.zeros_like(x), "high": [torch.zeros_like(x)]}
+        low = self.next(x, state["low"])
+        high = self.next(low, state["high"][0])
+        return high + x, {"high": [high], "low": low}
+
+
+def played(program: Program, clip: list[torch.Tensor]) -> list[torch.Tensor]:
+    state, found = program.initial_state(), []
+    for x in clip:
+        out = evaluate(program, [x], state)
+        found.append(out[0])
+        state = [out[s.output] for s in program.states]
+    return found
+
+
+def test_a_dictionary_of_states_goes_by_its_own_name():
+    model, clip, zero = seeded(Nested), [torch.rand(X) for _ in range(4)], torch.zeros(X)
+    program = capture(model, (clip[0], {"low": zero, "high": [zero]}), states={"state": 1})
+    assert [(s.input, s.name) for s in program.states] == [("state_low", "state_low"), ("state_high_0", "state_high_0")]
+    state, want = None, []
+    for x in clip:
+        y, state = model(x, state)
+        want.append(y)
+    for a, b in zip(played(program, clip), want, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_dictionary_of_states_that_begins_as_none_is_asked_for():
+    with pytest.raises(CaptureError) as e:
+        capture(seeded(Nested), torch.rand(X), states={"state": 1})
+    for text in ("does not take output 1 alone as state", "dictionary of 2", "states={'state': 1}"):
+        assert text in str(e.value)
+
+
+class Shifts(nn.Module):
+    """Takes any number of states behind the frame, and gives them back behind the result."""
+
+    def forward(self, x: torch.Tensor, *pasts: torch.Tensor) -> Any:
+        first, second = pasts
+        return x + 0.5 * first - second, x, first
+
+
+def test_states_behind_the_frame_go_by_one_name():
+    clip, zero = [torch.rand(X) for _ in range(4)], torch.zeros(X)
+    program = capture(Shifts().eval(), (clip[0], zero, zero), states={"pasts": 1})
+    assert [s.input for s in program.states] == ["pasts_0", "pasts_1"]
+    got = played(program, clip)
+    assert torch.allclose(got[2], clip[2] + 0.5 * clip[1] - clip[0])
+
+
+def test_a_container_whose_next_value_is_another_is_refused():
+    zero = torch.zeros(X)
+    with pytest.raises(CaptureError, match="made of 2 tensors, and its next value, from output 0 on, is not"):
+        capture(seeded(Nested), (zero, {"low": zero, "high": [zero]}), states={"state": 0})
+    with pytest.raises(CaptureError, match="declare each of state_low, state_high_0"):
+        spec = StateSpec("state", 1, reset=zero)
+        capture(seeded(Nested), (zero, {"low": zero, "high": [zero]}), states={"state": spec})
+
+
 @pytest.mark.parametrize(
     ("states", "message"),
     [({"q": 1}, "no argument 'q'"), ({"h": 7}, "returns 2 values"), ({"h": 0, "x": 1}, "")],

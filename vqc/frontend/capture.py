@@ -35,9 +35,10 @@ def capture(model: Any, example: Any = None, *, states: Mapping[str, Any] | None
             Every tensor in it is an input; every other value is fixed. Shapes are fixed. An exported program brings
             its own when none is given; a .pt2 that vqc wrote brings its states and ranges as well.
         states: recurrent arguments: {argument name: number of the output leaf that is its next value}. The name may
-            also be that of a leaf ("rec_0"), the value a pair (argument, output) or a StateSpec. The example's tensor
-            is the state's reset value, zeros when the first call passes None. Buffers and attributes that the
-            network writes are found without being declared.
+            also be that of a leaf ("rec_0"), or of a tuple, list or dictionary, whose tensors then are states and get
+            what stands at their places in the result; the value a pair (argument, output) or a StateSpec. The
+            example's tensor is the state's reset value, zeros when the first call passes None. Buffers and attributes
+            that the network writes are found without being declared.
         known_ranges: ranges that hold by mathematics, by input or state name: {"src": (0, 1)}.
         frames: where time is in an input: {"src": vqc.frames.Frames(...)}.
         keep_scan: a scan in the network stays one node with a body graph; by default it is unrolled, so that every

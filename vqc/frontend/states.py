@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from vqc.errors import CaptureError
+from vqc.frontend import compat
 from vqc.frontend.decisions import Plan
 from vqc.frontend.session import Change, Recording, Session, SlotState
 from vqc.frontend.snapshot import MISSING
@@ -21,7 +22,8 @@ _ROUNDS = 5
 @dataclass(frozen=True)
 class StateSpec:
     """A recurrent argument: its name (or a leaf's, "rec_0"), the output leaf that is its next value, and, when they
-    are not the example's, its value at the first frame and a range that holds by mathematics."""
+    are not the example's, its value at the first frame and a range that holds by mathematics. The name of a tuple, list
+    or dictionary stands for all tensors in it, and `output` for the first leaf of their next values."""
 
     input: str
     output: int
@@ -69,9 +71,9 @@ def declare(target: Target, args: tuple, kwargs: dict, states: Mapping[str, Any]
 
     Raises CaptureError when a name or an output does not exist or the shapes do not fit.
     """
-    specs = _specs(states)
     user_leaves, user_spec = pytree.tree_flatten((args, kwargs))
     user_names = target.leaf_names(args, kwargs)
+    specs = _spread(_specs(states), target, args, kwargs)
     full = dict(kwargs)
     for s in specs.values():
         if s.input not in user_names:
@@ -93,18 +95,88 @@ def declare(target: Target, args: tuple, kwargs: dict, states: Mapping[str, Any]
         if not isinstance(reset, torch.Tensor):
             if results is None:
                 with session.restored():
-                    results = pytree.tree_leaves(session.eager(start_leaves))
+                    results = compat.flatten_with_path(session.eager(start_leaves))[0]
             if not 0 <= s.output < len(results):
                 raise CaptureError(f"state {name} is said to be output {s.output}",
                                    why=f"the network returns {len(results)} values")  # fmt: skip
-            after = results[s.output]
+            after = results[s.output][1]
             if not isinstance(after, torch.Tensor):
                 raise CaptureError(f"output {s.output}, the next value of state {name}, is a {type(after).__name__}")
             reset = torch.zeros_like(after)
+            _check_alone(session, specs, s, leaf, reset, results)
         plan.declared.append(DeclaredState(identifier(name), s, leaf, reset.detach().clone(), none_first))
         session.leaves[leaf] = plan.declared[-1].reset
     session.state_leaves = [d.leaf for d in plan.declared]
     return session, plan
+
+
+def _spread(specs: dict[str, StateSpec], target: Target, args: tuple, kwargs: dict) -> dict[str, StateSpec]:
+    """Every spec of a tuple, list, dictionary or `*arguments` as one for each tensor in it.
+
+    The next value of a tensor is what stands at its place in the container whose first leaf is the spec's output, in
+    whatever order the network fills a dictionary; for `*arguments`, one result after another.
+    """
+    names = target.leaf_names(args, kwargs)
+    if all(s.input in names for s in specs.values()):
+        return specs
+    inputs = pytree.tree_flatten_with_path((args, kwargs))[0]
+    results: list[Any] | None = None
+    spread = {}
+    for name, s in specs.items():
+        mine = [] if s.input in names else target.leaves_of(s.input, args, kwargs)
+        if not mine:
+            spread[name] = s
+            continue
+        if s.reset is not None or not all(isinstance(inputs[i][1], torch.Tensor) for i in mine):
+            raise CaptureError(f"state {name} is not made of tensors alone, or has one reset value for all of them",
+                               way_out="declare each of " + ", ".join(names[i] for i in mine))  # fmt: skip
+        if results is None:
+            session = Session(target, args, kwargs)
+            with session.restored():
+                results = compat.flatten_with_path(session.eager(session.leaves))[0]
+        for i, output in zip(mine, _places(name, s, [inputs[i][0] for i in mine], results), strict=True):
+            spread[names[i]] = StateSpec(names[i], output, None, s.known_range)
+    return spread
+
+
+def _places(name: str, s: StateSpec, paths: list[Any], results: list[Any]) -> list[int]:
+    """The outputs that are the next values of the tensors at these paths of the arguments."""
+    found = [list(path) for path, _ in results]
+    if len({path[:2] for path in paths}) > 1:  # several arguments: *arguments
+        if 0 <= s.output <= len(found) - len(paths):
+            return list(range(s.output, s.output + len(paths)))
+    elif 0 <= s.output < len(found):
+        wanted = [list(path[2:]) for path in paths]
+        for depth in range(len(found[s.output])):
+            root = found[s.output][:depth]
+            under = [i for i, path in enumerate(found) if path[:depth] == root]
+            if under[0] == s.output and len(under) == len(wanted):
+                places = {str(found[i][depth:]): i for i in under}
+                if all(str(w) in places for w in wanted):
+                    return [places[str(w)] for w in wanted]
+    raise CaptureError(f"state {name} is made of {len(paths)} tensors, and its next value, from output {s.output} on, "
+                       "is not", why=f"the network returns {len(found)} values",
+                       way_out="name the tensors one by one, as in {'state_0': 1, 'state_1': 2}")  # fmt: skip
+
+
+def _check_alone(session: Session, specs: Mapping[str, StateSpec], s: StateSpec, leaf: int, reset: torch.Tensor,
+                 results: list[Any]) -> None:  # fmt: skip
+    """Raise CaptureError when an argument given as None takes more than the one tensor its spec names."""
+    path = results[s.output][0]
+    beside = [i for i, (p, _) in enumerate(results) if len(path) > 1 and p[:1] == path[:1] and i != s.output]
+    if not beside or any(o.output in beside for o in specs.values()):
+        return
+    leaves = list(session.leaves)
+    leaves[leaf] = reset
+    with session.restored():
+        try:
+            session.eager(leaves)
+        except Exception as e:  # the user's own code, given what it may not take; the cause is kept
+            raise CaptureError(
+                f"the network does not take output {s.output} alone as {s.input}", why=f"{type(e).__name__}: {e}",
+                way_out=f"it seems to be part of a tuple, list or dictionary of {len(beside) + 1}: give the whole of "
+                        f"it in the example, with its value at the first frame, and states={{{s.input!r}: {s.output}}}",
+            ) from e  # fmt: skip
 
 
 def discover(session: Session) -> tuple[Recording, Plan]:

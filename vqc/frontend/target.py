@@ -68,6 +68,19 @@ class Target:
             names.append(_unique(identifier("_".join([head, *keys[2:]])), names))
         return names
 
+    def leaves_of(self, name: str, args: tuple, kwargs: dict) -> list[int]:
+        """The numbers of the leaves below a parameter: of a tuple, list or dictionary, or of all its *arguments."""
+        parameter = self.signature.parameters.get(name) if self.signature is not None else None
+        several = parameter is not None and parameter.kind is parameter.VAR_POSITIONAL
+        positions = self._positions(len(args))
+        found = []
+        for i, (path, _) in enumerate(pytree.tree_flatten_with_path((args, kwargs))[0]):
+            keys = [_key_text(k) for k in path]
+            head = positions[int(keys[1])] if keys[0] == "0" else keys[1]
+            if head == name or (several and keys[0] == "0" and re.fullmatch(rf"{re.escape(name)}_\d+", head)):
+                found.append(i)
+        return found
+
     def accepts(self, name: str) -> bool:
         """Whether the callable has a parameter of this name (or takes any)."""
         if self.signature is None:
