@@ -33,7 +33,7 @@ def write_video(path: str | Path, frames: Iterable[Tensor], fps: float) -> Path:
         )
     with written_beside(path) as beside:
         try:
-            container = av.open(str(beside), "w")
+            container = av.open(str(beside), "w", options={"fflags": "+bitexact"})  # no dates, no random numbers
         except (av.FFmpegError, ValueError) as error:  # ValueError: no container goes by this suffix
             raise _unwritable(path, error) from error
         try:
@@ -67,6 +67,8 @@ def _encode(av: Any, container: Any, frames: Iterable[Tensor], fps: float, path:
             stream.height, stream.width = image.shape[:2]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1  # x264 cuts a picture into slices by threads: other CPUs, other bytes
+            if stream.codec_context.name == "libx264":
+                stream.options = {"x264-params": "mbtree=0"}  # with it, small pictures get other bytes now and then
         elif image.shape[:2] != (stream.height, stream.width):
             raise VideoError(
                 "the frames change size",
