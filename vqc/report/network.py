@@ -175,6 +175,12 @@ def _of_factory(name: str, factory: Callable[[], Any], size: tuple[int, int] | N
     if not tensors or not all(isinstance(x, Tensor) and x.ndim in (4, 5) and x.shape[0] == 1 for x in tensors):
         raise InputError(f"the example of {name} is not made of frames", where=name,
                          why="a step's tensors are [1,3,H,W] or [1,T,3,H,W]", way_out="return these")  # fmt: skip
+    names = list(inspect.signature(parts[0].forward).parameters)[: len(tensors)]
+    declared = sorted(set(names) & set(parts[2] if len(parts) > 2 else ()))
+    if declared:
+        raise InputError(f"the example of {name} holds states: {', '.join(declared)}", where=name,
+                         why="what is not a frame cannot come from a clip",
+                         way_out="give frames alone, and let forward make a state where it is None")  # fmt: skip
     if size is not None:
         tensors = tuple(torch.rand(*x.shape[:-2], *size, generator=torch.Generator().manual_seed(0)) for x in tensors)
     states = dict(parts[2]) if len(parts) > 2 else {}
