@@ -77,6 +77,7 @@ def test_run_inspect_bench_apply_export(place: Path, tmp_path: Path) -> None:
     assert {x["operator"] for x in timed["compiled"]["layers"]} >= {"aten.conv2d"}
     made = vqc_json("apply", net, "-o", tmp_path / "m.vqc")
     assert made["bytes"] == (tmp_path / "m.vqc").stat().st_size and made["about"]["recipe"] == "float"
+    assert made["multiply_adds"]["float"] > 0 == made["multiply_adds"]["integer"] == made["multiply_adds"]["binary"]
     assert vqc_json("inspect", tmp_path / "m.vqc", "--target", "none")["file"]["recipe"] == "float"
     out = vqc_json("export", net, "--target", "onnx", "--sequence", "-o", tmp_path / "onnx")
     assert set(out["files"]) >= {"matting.onnx", "interface.json"} and out["programs"] == []

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import vqc
+from vqc.accounting import Account, account
 from vqc.cli.exits import misuse
 from vqc.cli.options import Calibration, CalibrationFrames, Config, Json, MaybeRecipe, Model, Size, Threads, Workdir
 from vqc.cli.show import Answer, Reporter
@@ -50,7 +51,20 @@ def apply(
         program = job.program(net, report)
     path = save_program(job, net, program, output)
     answer.line(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB")
-    answer.give(file=path, bytes=path.stat().st_size, about=about(path))
+    made = account(program)
+    answer.line(kinds_line(made, path))
+    answer.give(file=path, bytes=path.stat().st_size, about=about(path),
+                multiply_adds={kind: made.macs(kind) for kind in made.bytes_of})  # fmt: skip
+
+
+def kinds_line(made: Account, path: Path) -> str:
+    """How much of a program computes with which numbers, and where it is told why no more has few bits."""
+    every = sum(w.macs for w in made.layers)
+    shares = [f"{100 * made.macs(kind) / every:.1f} % {kind}" for kind in made.bytes_of if made.macs(kind)]
+    if not shares:
+        return "no convolutions or linear layers"
+    more = f"; vqc inspect {path} says why" if made.macs("float") else ""
+    return f"multiply-adds: {', '.join(shares)}{more}"
 
 
 def check_name(path: Path) -> None:
