@@ -50,9 +50,9 @@ class _Learned:
 
 _BLOCKS = "reconstruct{iterations=60,drop=0.0}"
 _MANY_BLOCKS = "reconstruct{iterations=2000,batch=4,frames=4,drop=0.0}"
-# Half of the activations stay float while it learns (QDrop): it fits what calibration has not seen better, and 4-bit ones
-# need it. From GPTQ's weights, with all of them in 8 bits, it ends farther from float than from nearest ones. More
-# iterations help 8-bit activations; with 4-bit ones they fit the calibration clips alone.
+# Half of the activations stay float while it learns (QDrop): it fits what calibration has not seen better, and 4-bit
+# ones need it. From GPTQ's weights, with all of them in 8 bits, it ends farther from float than from nearest ones.
+# More iterations help 8-bit activations; with 4-bit ones they fit the calibration clips alone.
 _DROP_BLOCKS = "reconstruct{iterations=60}"
 _MORE_DROP_BLOCKS = "reconstruct{iterations=200}"
 _MANY_DROP_BLOCKS = "reconstruct{iterations=2000,batch=4,frames=4}"
