@@ -207,12 +207,25 @@ def wild(folder: Path) -> str:
     return "\n".join(found or ["Not tried yet: run `python -m benchmarks.wild_files`."]) + "\n"
 
 
+def resumed(folder: Path) -> str:
+    """A learned recipe at full size, whole and killed on the way."""
+
+    def rows(records: Sequence[Record]) -> list[Row]:
+        return [{"network": r["model"], "recipe": f"`{r['recipe']}`", "s of CPU": str(r["cpu_s"]),
+                 "peak MB": str(r["peak_mb"]),
+                 "killed": ", ".join(f"after {s} s" for s in r["killed_after_s"]) or "never",
+                 "the file": "the same bytes" if r["same"] else "other bytes"} for r in records]  # fmt: skip
+
+    return table(folder, "resume", rows)
+
+
 BLOCKS: dict[tuple[str, str], Callable[[Path], str]] = {
     ("README.md", "today"): today,
     ("docs/quantization.md", "displacements"): lambda f: interpolation(f, "displacements"),
     ("docs/quantization.md", "channels"): lambda f: interpolation(f, "channels", also="recipe `int8`"),
     ("docs/quantization.md", "four bits"): four_bits,
     ("docs/quantization.md", "pictures"): lambda f: matting(f, "pictures"),
+    ("docs/learning.md", "resumed"): resumed,
     ("docs/learning.md", "roundings"): roundings,
     ("docs/learning.md", "dropping"): lambda f: matting(f, "dropping"),
     ("docs/learning.md", "bits"): lambda f: matting(f, "bits"),

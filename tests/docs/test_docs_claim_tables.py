@@ -71,6 +71,10 @@ def test_other_tables(tmp_path: Path) -> None:
     ratios = (("binary", 0.0, 0.1), ("binary unit", 0.1, 0.2), ("binary unit, points", 0.1, 0.3))
     binary = [{"kind": k, "layer": "l", "density": d, "ratio": r} for k, d, r in ratios]
     assert "| l | 0.10 | 0.20 | – | – | 0.30 |" in claim_tables.zeros(results(tmp_path, "masked", binary))
+    run = {"model": "rvm", "recipe": "r", "cpu_s": 9, "peak_mb": 8, "killed_after_s": [3, 4], "same": False}
+    assert "| rvm | `r` | 9 | 8 | after 3 s, after 4 s | other bytes |" in claim_tables.resumed(
+        results(tmp_path, "resume", [run])
+    )
     row = {"model": "rvm", "row": "int8", "status": "ok", "trials": [{"metrics": {"MAD x1e3": 0.333}}]}
     assert "RVM 0.33 MAD x1e3 (`benchmarks/results/cpu/fidelity.json`)" in claim_tables.today(
         results(tmp_path, "fidelity", [row, row | {"row": "other"}])
