@@ -95,8 +95,6 @@ ALLOWED = {
     ("CHANGELOG.md", "0.16"): "a version",
     ("docs/files.md", "0.1.0"): "a version",
     ("docs/files.md", "0.1.0 and later"): "a version",
-    ("docs/install.md", "2.13.0"): "a version",
-    ("docs/install.md", "2.12.1, 2.11.0"): "a version",
 }
 
 
