@@ -57,3 +57,12 @@ def test_a_disk_that_takes_nothing_is_said(tmp_path):
             shutil.rmtree(folder)
         with pytest.raises(CalibrationError, match="activations of calibration frames cannot be stored"):
             store.put("x", torch.ones(3))
+
+
+def test_a_folder_that_is_missing_is_made_and_one_that_cannot_be_is_said(tmp_path):
+    with Store(0, tmp_path / "a" / "b") as store:
+        store.put("x", torch.ones(3))
+        assert list((tmp_path / "a" / "b").rglob("*.pt"))
+    (tmp_path / "file").touch()
+    with pytest.raises(CalibrationError, match="no place for activations.*\n.*file"):
+        Store(0, tmp_path / "file")

@@ -16,8 +16,8 @@ from vqc.errors import CalibrationError
 class Store:
     """Values (tensors, tuples of them) by key. What does not fit `budget` bytes goes to files in a folder of its own.
 
-    `folder`: where that folder is made (None: the system's place for temporary files). The files go with the Store:
-    use it as a context manager. Raises CalibrationError when the disk cannot take them.
+    `folder`: where that folder is made (None: the system's place for temporary files), itself made if it is missing.
+    The files go with the Store: use it as a context manager. Raises CalibrationError when the disk cannot take them.
     """
 
     def __init__(self, budget: int, folder: Path | None = None):
@@ -26,7 +26,13 @@ class Store:
         self.spilled = 0
         self._values: dict[Hashable, Any] = {}
         self._files: dict[Hashable, Path] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="vqc-activations-", dir=folder)
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(prefix="vqc-activations-", dir=folder)
+        except OSError as e:
+            raise CalibrationError("there is no place for activations of calibration frames", where=str(folder),
+                                   why=str(e), way_out="give a work folder that can be written") from e  # fmt: skip
 
     def __enter__(self) -> Store:
         return self
