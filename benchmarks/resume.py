@@ -1,6 +1,6 @@
 """A learned recipe at full size: its time and memory, and whether it ends with the same bits when it is killed.
 
-    python -m benchmarks.resume [--recipe ptq4vm-w4a8] [--kills 5] [-o FOLDER]
+    python -m benchmarks.resume [--recipe ptq4vm-w4a8] [--kills 2] [-o FOLDER]
 
 `vqc apply` runs once undisturbed. Then it runs with another work folder and is killed (SIGKILL) `--kills` times, after
 equal parts of the first run's time, before it may end. Writes benchmarks/results/<processor>/resume.json;
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--model", default="rvm")
     parser.add_argument("--recipe", default="ptq4vm-w4a8")
     parser.add_argument("--calibration", default="pexels")
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--note", default="", help="A sentence for the table, such as what else ran.")
     given = parser.parse_args()
