@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from vqc.calibration import Clips, as_clips
 from vqc.calibration.split import Split, split
@@ -73,7 +73,7 @@ class Distill(Pass):
         made = _teachers(program, twin, self.teachers, context)
         names = {n.name for n in twin.graph.nodes}
         blocks = partition(program, student.layers, self.layers).blocks
-        taps = [n.name for b in blocks for n in b.outputs if n.name in names]
+        taps = [n.name for b in blocks for n in _pictures(b.outputs) if n.name in names]
         with Store(self.memory << 20, context.workdir) as store:
             targets = Targets(twin, taps, frames, store)
             for bits, teacher in zip(self.teachers, made, strict=True):
@@ -191,6 +191,12 @@ def _begun(found: tuple[int, dict[str, Tensor]] | None, context: PassContext) ->
     at = str(found[0] if found is not None else -1).encode()
     steps = set(context.shard.gather(at, "looking for a checkpoint"))
     return _Course.of(*found) if found is not None and len(steps) == 1 else None
+
+
+def _pictures(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes whose values can be measured; for one that gives several tensors (a split) those who take them."""
+    found = [m for n in nodes for m in (n.users if isinstance(n.meta["val"], (list, tuple)) else [n])]
+    return [n for n in found if isinstance(n.meta["val"], Tensor) and n.meta["val"].is_floating_point()]
 
 
 def _teachers(program: Program, twin: Program, bits: Sequence[int], context: PassContext) -> list[Program]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import sys
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def still(seed: int = 0):
     return h.done(conv(h, "head", h(aten.relu, b), 3, 8))
 
 
+def halves(seed: int = 0):
+    """One half of a layer's result goes through a recurrence: what leaves the first block is a list of both."""
+    h = Hand("halves", seed)
+    both = h(aten.split.Tensor, conv(h, "first", h.input("x", 1, 3, 16, 16), 8, 3), 4, 1)
+    kept, seen = (h(operator.getitem, both, i) for i in (0, 1))
+    state = h.state("r", torch.zeros(1, 4, 16, 16))
+    new = h(aten.tanh, conv(h, "gate", h(aten.cat, [seen, state], 1), 4, 8))
+    return h.done(conv(h, "head", h(aten.cat, [kept, new], 1), 3, 8), states=[new])
+
+
 def taught(twin, text="activation_bits=3,weight_bits=4,method=minmax,granularity=tensor", seed=0, **options):
     """(quantized, distilled), the history of the last pass in the latter."""
     low = low_bits(twin, [FRAMES], text)
@@ -74,6 +85,13 @@ def test_learns_where_it_is_judged(network, options):
     if "train_weights" not in options:
         assert constants(program)[0].keys() == constants(low)[0].keys()
         assert all(torch.equal(v, constants(low)[0][k]) for k, v in constants(program)[0].items() if "int4" in k)
+
+
+def test_what_leaves_a_block_may_be_a_list():
+    twin = halves()
+    low, program = taught(twin)
+    assert program.history[-1].rewrites["activation"] >= 2
+    assert error(program, twin, FRAMES[7:]) < error(low, twin, FRAMES[7:])
 
 
 def test_gradients_are_those_of_2dquant():
