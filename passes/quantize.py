@@ -18,9 +18,9 @@ from vqc.known_ranges import PixelGrid, Range, known_ranges, pixel_grid
 from vqc.passes.channel_balance import ActivationQuant, balance, channel_view, expected_noise
 from vqc.passes.channel_reach import reaches
 from vqc.passes.displacements import Displacements, displacements
-from vqc.passes.observe import quantizable
+from vqc.passes.observe import QUANTIZABLE, quantizable
 from vqc.pipeline import Lossy, Numerics, Pass, PassContext, PassResult, register
-from vqc.program import Program, op_text, shape_of
+from vqc.program import Program, dtype_of, op_text, shape_of
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -91,6 +91,7 @@ class Quantize(Pass):
         moved = displacements(program, quantizable(program))
         edges = ends | first_layers(program) | moved.guesses if self.edge_bits else set()
         layout = frame_layout(program)
+        others = _never_quantized(program)
         slots = {n: slots_of(n, layout) for n in program.nodes if _kept_apart(n)}
         reach = reaches(program, [n.args[0] for n in quantizable(program)])  # before weights become integers
         made: dict[tuple[Any, ...], fx.Node] = {}
@@ -121,8 +122,8 @@ class Quantize(Pass):
             result.count("weight")
         for n in program.graph.nodes:
             n.meta.pop("observed", None)
-            if n.target in FLOAT_ONLY:
-                result.decline(n, f"there is no integer kernel for {op_text(n.target)}")
+            if n in others:
+                result.decline(n, others[n])
         return result
 
     def _bits(self, n: fx.Node, edges: set[fx.Node]) -> tuple[int, int]:
@@ -193,6 +194,23 @@ class Quantize(Pass):
         scale[dead] = scale[~dead].min()
         return ActivationQuant(slots.spread(scale), slots.spread(zero), 2**bits,
                                axis=None if along_channels else slots.axis, slots=len(found))  # fmt: skip
+
+
+def _never_quantized(program: Program) -> dict[fx.Node, str]:
+    """Layers that multiply and are none of `quantizable`, each with the reason; those with integers already are not."""
+    layers, found = set(quantizable(program)), {}
+    data: set[fx.Node] = set()  # what depends on an input or a state
+    for n in program.nodes:
+        if n.op == "placeholder" or any(a in data for a in n.all_input_nodes):
+            data.add(n)
+        if n.target in FLOAT_ONLY:
+            found[n] = f"there is no integer kernel for {op_text(n.target)}"
+        elif n.target in QUANTIZABLE and n not in layers:
+            if dtype_of(n) != torch.float32:
+                found[n] = f"it computes in {dtype_of(n)}: only layers in float32 get integers"
+            elif n.args[1] in data:
+                found[n] = "its weight is computed at every step"
+    return found
 
 
 def _kept_apart(n: fx.Node) -> bool:

@@ -45,6 +45,27 @@ def quantized(program, **options):
     return Quantize(**options)(Observe()(program, PassContext(calibration=frames))), frames
 
 
+def test_layers_in_other_numbers_and_with_computed_weights_are_named():
+    h = Hand()
+    x = h.input("x", 1, 3, 8, 8)
+    half = h(aten._to_copy, x, dtype=torch.bfloat16)
+    low = h(aten.conv2d, half, h.const("w0", h.rand(4, 3, 1, 1).bfloat16()))
+    y = h(aten._to_copy, low, dtype=torch.float32)
+    kernel = h(aten.reshape, h(aten.mean.dim, x, [2, 3]), [1, 3, 1, 1])
+    dynamic = h(aten.conv2d, x, kernel)
+    a = h(aten.conv2d, h(aten.mul.Tensor, y, dynamic), h.const("w1", h.rand(4, 4, 1, 1)))
+    program = h.done(h(aten.conv2d, a, h.const("w2", h.rand(1, 4, 1, 1))))
+    after, _ = quantized(program)
+    assert reasons(after) == {
+        "conv2d": "it computes in torch.bfloat16: only layers in float32 get integers",
+        "conv2d_1": "its weight is computed at every step",
+        "conv2d_3": "it makes a result directly (tail=float)",
+    }
+    assert after.history[-1].rewrites == {"activation": 1, "weight": 1}
+    again = Quantize()(after)
+    assert "conv2d_2" not in reasons(again)  # it has integers
+
+
 def sqnr(a, b):
     return float(10 * torch.log10(a.square().sum() / (a - b).square().sum()))
 
