@@ -56,6 +56,17 @@ def double_into(x: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(x * 2)
 
 
+@torch.library.custom_op("vqc_test::counted", mutates_args=("count",))
+def counted(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    count.add_(1)
+    return x * count
+
+
+def returns_beside_what_it_writes(m: Any, x: torch.Tensor) -> torch.Tensor:
+    count = torch.zeros(())
+    return counted(x, count) + counted(x, count)
+
+
 def writes_through_a_custom_operator(m: Any, x: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(x)
     torch.ops.vqc_test.double_into(x, out)
@@ -158,6 +169,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), (r(1, 3, 8, 8),)),
     "spectral_norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), (r(1, 3, 8, 8),)),
     "custom_operator": (lambda: Of(lambda m, x: torch.ops.vqc_test.offset_add(x, x * 2)), (r(4, 8),)),
+    "custom_write_and_result": (lambda: Of(returns_beside_what_it_writes), (r(4, 8),)),
     "custom_write": (lambda: Of(writes_through_a_custom_operator), (r(4, 8),)),
     "inference_mode": (lambda: Of(in_inference_mode), (r(4, 8),)),
     "autocast": (lambda: Of(in_autocast, conv=nn.Conv2d(3, 4, 3)), (r(1, 3, 8, 8),)),
@@ -173,6 +185,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
                                           nn.SELU(True), nn.GLU(1), nn.Hardtanh()), (r(1, 4, 8, 8) * 4 - 2,)),
     "conv_kinds": (lambda: Of(lambda m, x: m.b(m.a(x)), a=nn.Conv3d(1, 4, 3), b=nn.ConvTranspose3d(4, 2, 2, 2)),
                    (r(1, 1, 4, 6, 6),)),
+    "rrelu": (lambda: nn.Sequential(nn.RReLU(0.1, 0.5), nn.Conv2d(4, 4, 1), nn.RReLU(inplace=True)),
+              (r(1, 4, 8, 8) * 4 - 2,)),
     "embedding": (lambda: nn.Embedding(10, 4), (torch.tensor([[1, 2], [3, 9]]),)),
     "dropout": (lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout1d(0.3)), (r(2, 4, 8),)),
     "numbers": (lambda: Of(lambda m, x: x**2 + 2**x + x**0.5 + 1 / x + (2 - x) + x.rsqrt() - x // 0.3),
@@ -188,6 +202,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
 def test_captured(name: str):
     make, example = CASES[name]
     captured(make, *example)
+
+
+def test_rrelu_outside_of_training_is_a_leaky_relu():
+    make, example = CASES["rrelu"]
+    assert operators(captured(make, *example)) == ["leaky_relu", "conv2d", "leaky_relu"]
 
 
 def test_an_lstm_is_plain_operators():

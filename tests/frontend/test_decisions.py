@@ -185,9 +185,14 @@ def test_random_numbers():
         torch.rand(3).normal_()
         return x + 1
 
+    def slopes(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rrelu(x - 1, training=True)
+
     with pytest.raises(CaptureError, match="random numbers") as caught:
         capture(network, X)
     assert "torch.randn(4)" in caught.value.where
+    with pytest.raises(CaptureError, match="random numbers"):
+        capture(slopes, X)
     state = torch.get_rng_state()
     capture(unused, X)
     assert torch.equal(torch.get_rng_state(), state)

@@ -76,6 +76,20 @@ def is_random(func: Any, bound: dict[str, Any]) -> bool:
     return not (probability is not None and probability == 0.0)
 
 
+def without_noise(func: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict]:
+    """RReLU outside of training as the leaky ReLU it then is; any other call as it stands.
+
+    Its operator claims to draw random numbers, and to write them to an argument, whether it is training or not.
+    """
+    if func._schema.name not in ("aten::rrelu_with_noise", "aten::rrelu_with_noise_"):
+        return func, args, kwargs
+    bound = bind(func, args, kwargs)
+    if bound["training"]:
+        return func, args, kwargs
+    leaky = torch.ops.aten.leaky_relu_ if func._schema.name.endswith("_") else torch.ops.aten.leaky_relu
+    return leaky.default, (bound["self"], (float(bound["lower"]) + float(bound["upper"])) / 2), {}
+
+
 def bind(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Arguments by the schema's names, defaults filled in."""
     bound = {}

@@ -230,6 +230,7 @@ class Recorder:
             return compat.open_composite(func, args, kwargs)
 
     def _record(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        func, args, kwargs = ops.without_noise(func, args, kwargs)
         name = func._schema.name
         self.count += 1
         if self.plan.limit and self.count > self.plan.limit:

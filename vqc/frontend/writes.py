@@ -45,6 +45,8 @@ def record_write(rec: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
             values[0].storage.data and values[0].parent is not None
         )
         new = [_overwritten(rec, name, args, kwargs, values[0])]
+    elif any(r.alias_info is None for r in func._schema.returns):  # a new tensor beside what it writes
+        return _custom(rec, func, args, kwargs, bound, values, data or random)
     elif random and len(targets) == 1:
         new = [rec.em.fill(values[0].shape, 0, values[0].where[3])]  # stands for numbers that may not reach a result
     elif ops.functional_form(func) is not None:
@@ -176,6 +178,8 @@ def _custom(rec: Recorder, func: Any, args: tuple, kwargs: dict, bound: dict, va
     val = tuple(meta_of(t) for t in returns) or (None,)
     val = (*val, *(meta_of(bound[n]) for n in names))
     node = rec.em.call(auto_functionalized, (func,), nodes, val=val)
+    if ops.is_random(func, bound):
+        rec.random[node] = str(user_place() or func._schema.name)
     for i, t in enumerate(returns):
         if isinstance(t, torch.Tensor) and any(t is f for f in fresh) and compat.storage_key(t) not in rec.storages:
             rec.new_root(t, rec.em.item(node, i), data)
