@@ -15,6 +15,7 @@ from vqc.backends.onnx import (  # noqa: F401  (register the rules)
     layers,
     moves,
     norms,
+    picks,
     places,
     plain,
     quantized,

@@ -27,6 +27,8 @@ def _two(op: str, flipped: bool = False) -> Any:
     def apply(g: Graph, node: fx.Node) -> Results:
         bound, dtype = g.bound(node), dtype_of(node)
         need(bound.get("rounding_mode") is None, "a division with a rounding mode")
+        if dtype == torch.bool and op == "Mul":
+            return g.emit("And", g.value(bound["self"], dtype), g.value(bound["other"], dtype))
         need(dtype != torch.bool, f"{op} of booleans")
         first, other = g.value(bound["self"], dtype), g.value(bound["other"], dtype)
         if flipped:

@@ -1,0 +1,87 @@
+"""Rules of operators that order, mark and write by index: sort, any, scatter, index_put; and what goes with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import fx
+
+from vqc.backends.onnx.graph import ELEMENT, Graph, Results, axis_of, need, rule
+from vqc.program import dtype_of, shape_of
+
+
+@rule("aten::sort", "aten::sort.stable")
+def _sort(g: Graph, node: fx.Node) -> Results:
+    """TopK of all: among equals it takes the lower place first, as a stable sort does."""
+    bound, x = g.bound(node), node.args[0]
+    need(dtype_of(x) != torch.bool and bool(shape_of(x)), "sorting booleans, or a single number")
+    axis = axis_of(x, bound["dim"])
+    return g.emit_many("TopK", [g.value(x), g.constant([shape_of(x)[axis]], "k")], [None, None], axis=axis,
+                       largest=int(bound["descending"]), sorted=1)  # fmt: skip
+
+
+@rule("aten::any", "aten::any.dim", "aten::any.dims", "aten::all", "aten::all.dim", "aten::all.dims")
+def _any(g: Graph, node: fx.Node) -> Results:
+    """The largest, or the smallest, of zeros and ones."""
+    bound, x = g.bound(node), node.args[0]
+    dims = bound.get("dim")
+    dims = range(len(shape_of(x))) if dims is None else [dims] if isinstance(dims, int) else dims
+    axes = [axis_of(x, d) for d in dims]
+    marks = g.emit("Cast", g.value(x, torch.bool), to=ELEMENT[torch.int32])
+    op = "ReduceMax" if "any" in node.target.name() else "ReduceMin"
+    found = g.emit(op, marks, g.constant(axes, "axes"), keepdims=int(bound.get("keepdim", False)))
+    return g.emit("Cast", found, to=ELEMENT[torch.bool])
+
+
+@rule("aten::scatter.src", "aten::scatter.value")
+def _scatter(g: Graph, node: fx.Node) -> Results:
+    bound, x, index = g.bound(node), node.args[0], node.args[2]
+    shape = list(shape_of(index))
+    if "src" in bound:
+        need(shape == list(shape_of(bound["src"])), "a source larger than its index")
+        written = g.value(bound["src"], dtype_of(node))
+    else:
+        written = g.emit("Expand", g.number(bound["value"], dtype_of(node)), g.constant(shape, "shape"))
+    return g.emit("ScatterElements", g.value(x), g.value(index), written, axis=axis_of(x, bound["dim"]))
+
+
+@rule("aten::index_put")
+def _index_put(g: Graph, node: fx.Node) -> Results:
+    """Rows along one dimension, as `memory[:, place] = row`."""
+    bound, x = g.bound(node), node.args[0]
+    given = [(axis, i) for axis, i in enumerate(bound["indices"]) if i is not None]
+    need(len(given) == 1 and not bound["accumulate"], "an index in several dimensions, or one that adds")
+    ((axis, index),) = given
+    need(dtype_of(index) != torch.bool and len(shape_of(index)) == 1, "an index of booleans or of rank other than 1")
+    shape = [shape_of(index)[0] if d == axis else n for d, n in enumerate(shape_of(x))]
+    along = g.constant([shape[axis] if d == axis else 1 for d in range(len(shape))], "along")
+    size = g.constant(shape, "shape")
+    places = g.emit("Expand", g.emit("Reshape", g.value(index, torch.int64), along), size)
+    written = g.emit("Expand", g.value(bound["values"], dtype_of(node)), size)
+    return g.emit("ScatterElements", g.value(x), places, written, axis=axis)
+
+
+@rule("aten::cumsum")
+def _cumsum(g: Graph, node: fx.Node) -> Results:
+    bound, x = g.bound(node), node.args[0]
+    need(bool(shape_of(x)), "a single number")
+    return g.emit(
+        "CumSum", g.value(x, dtype_of(node)), g.constant(np.array(axis_of(x, bound["dim"]), np.int64), "axis")
+    )
+
+
+@rule("aten::remainder.Scalar", "aten::remainder.Tensor")
+def _remainder(g: Graph, node: fx.Node) -> Results:
+    """Of whole numbers: ONNX's Mod has the sign of the divisor there, as PyTorch's remainder has."""
+    bound, dtype = g.bound(node), dtype_of(node)
+    need(not dtype.is_floating_point, "a remainder of floats")
+    return g.emit("Mod", g.value(bound["self"], dtype), g.value(bound["other"], dtype))
+
+
+@rule("aten::addcmul", "aten::addcdiv")
+def _addc(g: Graph, node: fx.Node) -> Results:
+    bound, dtype = g.bound(node), dtype_of(node)
+    first, second = g.value(bound["tensor1"], dtype), g.value(bound["tensor2"], dtype)
+    part = g.emit("Mul" if node.target.name() == "aten::addcmul" else "Div", first, second)
+    part = part if bound["value"] == 1 else g.emit("Mul", part, g.number(bound["value"], dtype))
+    return g.emit("Add", g.value(bound["self"], dtype), part)
