@@ -75,7 +75,7 @@ def integer_cone(program: Program) -> set[fx.Node]:
     later the integer comes.
     """
     cone: set[fx.Node] = set()
-    todo = [argument(n, "mask") if n.target is MASKED else n for n in program.calls if _makes_integers(n)]
+    todo = [argument(n, "mask") if n.target is MASKED else n for n in program.calls if makes_integers(n)]
     results = program.result_nodes
     next_values = {s.input: results[s.output] for s in program.states}
     while todo:
@@ -89,7 +89,8 @@ def integer_cone(program: Program) -> set[fx.Node]:
     return cone
 
 
-def _makes_integers(node: fx.Node) -> bool:
+def makes_integers(node: fx.Node) -> bool:
+    """Whether a call turns floats into integers or signs, or computes with integers: a quantizer, a `vqc::` layer."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False

@@ -13,8 +13,9 @@ from vqc.backends.c.camera import camera_source, has_camera
 from vqc.backends.c.emit import Model, c_type, kernel_files
 from vqc.backends.c.ir import Value
 from vqc.backends.c.makefiles import CHOICE, cmake_text, makefile_text, programs
-from vqc.backends.c.selftest import self_test_source, self_test_vectors
+from vqc.backends.c.selftest import STEPS, self_test_source, self_test_vectors
 from vqc.backends.c.targets import THREAD_POOL, Target
+from vqc.backends.c.wavering import bounds, wavers
 from vqc.backends.folder import MARKER, write_folder
 from vqc.program import Program
 
@@ -69,6 +70,9 @@ def readme_text(program: Program, model: Model, target: Target, licence: str, ma
         "  cmake -B build && cmake --build build && ctest --test-dir build",
         "  make test" if f"{name}_test" in made else "  make",
         *([f"{name}_test.c repeats stored steps on the machine it is meant for."] if f"{name}_test" in made else []),
+        *(["Roundings or choices hang on floats whose last bits engines do not share: it allows what such bits do in",
+           f"the reference, times four (the bounds are in {name}_test.c)."]
+          if f"{name}_test" in made and wavers(program) else []),
         f"{name}_camera.c runs the model on raw frames from standard input." if f"{name}_camera" in made else
         "There is no camera loop: the inputs are not frames alone, or no output is a picture.",
         "The kernel files (vqc_*) are the same for every exported model: link them once.", "",
@@ -85,7 +89,7 @@ def files_of(program: Program, model: Model, target: Target, self_test: bool, li
         texts |= kernel_files([THREAD_POOL])
     made = programs(model, self_test, has_camera(model))
     if self_test:
-        texts[f"{name}_test.c"] = self_test_source(model)
+        texts[f"{name}_test.c"] = self_test_source(model, bounds(program, STEPS))
         files[f"{name}.test.bin"] = self_test_vectors(program)
     if has_camera(model):
         texts[f"{name}_camera.c"] = camera_source(model)
