@@ -34,12 +34,14 @@ _CARRY = {
 class Displacements:
     """`makers`: layers whose result reaches a warp's coordinates through no other layer; `readers`: layers that such a
     result reaches through no other layer and no warp; `guesses`: layers before a warp that has no warp before it,
-    where its displacement is refined: some later warp is reached from what it gives.
+    where its displacement is refined: some later warp is reached from what it gives; `neighbours`: layers that a maker
+    reads, or that read what a reader gives, through no other layer and no warp.
     """
 
     makers: frozenset[fx.Node]
     readers: frozenset[fx.Node]
     guesses: frozenset[fx.Node]
+    neighbours: frozenset[fx.Node]
 
 
 def displacements(program: Program, layers: Iterable[fx.Node]) -> Displacements:
@@ -51,7 +53,10 @@ def displacements(program: Program, layers: Iterable[fx.Node]) -> Displacements:
     makers = layers & direct
     held = _after(makers, lambda n: n not in layers and _carries(n))
     readers = frozenset(n for n in layers if n.args[0] in held)
-    return Displacements(makers, readers, _guesses(warps, layers))
+    before = _before([n.args[0] for n in makers if isinstance(n.args[0], fx.Node)], lambda n: _between(n, layers))
+    given = _after(readers, lambda n: _between(n, layers))
+    neighbours = (layers & before) | {n for n in layers if n.args[0] in given}
+    return Displacements(makers, readers, _guesses(warps, layers), neighbours - makers - readers)
 
 
 def _guesses(warps: list[fx.Node], layers: frozenset[fx.Node]) -> frozenset[fx.Node]:
@@ -90,6 +95,11 @@ def _after(starts: Iterable[fx.Node], through: Callable[[fx.Node], bool]) -> set
                 found.add(user)
                 todo.append(user)
     return found
+
+
+def _between(n: fx.Node, layers: frozenset[fx.Node]) -> bool:
+    """Whether a node stands between layers: an activation, a norm, a resize."""
+    return n.op == "call_function" and n not in layers and n.target not in WARPS
 
 
 def _carries(n: fx.Node) -> bool:

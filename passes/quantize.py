@@ -60,8 +60,8 @@ class Quantize(Pass):
     float; `pixels`: levels of an input declared in [0, 1], 0 to calibrate it like any other; `headroom`: what
     ranges are wider than calibration saw, as a share of them, for clips that go further; `edge_bits`: bits of
     weights and activations of the layers that a picture reaches first, that make the results, or the first guess of a
-    displacement (0: as everywhere); tensors of 8 bits amid fewer have their smallest and largest value with a tenth of
-    headroom, whatever `method` says;
+    displacement, or that stand next to those that make or read one (0: as everywhere); tensors of 8 bits amid fewer
+    have their smallest and largest value with a tenth of headroom, whatever `method` says;
     a layer's `meta["bits"]` (`allocate-bits`) come before all of these; `frames`: one scale and zero point for each
     frame slot (PMQ-VE), where `observe{policy=frame}` kept them apart. Along the channels of a conv2d they go into
     the weight, unless channel scales promise less noise; elsewhere they stay in the graph, which integer kernels do
@@ -89,7 +89,7 @@ class Quantize(Pass):
         ends = tail_layers(program)
         tail = ends if self.tail == "float" else set()
         moved = displacements(program, quantizable(program))
-        edges = ends | first_layers(program) | moved.guesses if self.edge_bits else set()
+        edges = ends | first_layers(program) | moved.guesses | moved.neighbours if self.edge_bits else set()
         layout = frame_layout(program)
         others = _never_quantized(program)
         slots = {n: slots_of(n, layout) for n in program.nodes if _kept_apart(n)}

@@ -52,6 +52,34 @@ def test_makers_readers_and_guesses():
     assert _names(found.guesses) == {"conv2d", "conv2d_1"}, "the second flow is not refined"
 
 
+def _reading(count: int) -> Program:
+    """A flow, and `count` layers behind each other of which the first reads it; the last makes the result."""
+    h = Hand()
+    x = h.input("x", 1, 3, 8, 8)
+    flow = _flow(h, x, 0)  # conv2d, conv2d_1
+    y = h(aten.cat, [_warped(h, x, flow), flow], 1)
+    for i in range(count):
+        weight = h.const(f"r{i}", h.rand(5, y.meta["val"].shape[1], 3, 3))
+        y = h(aten.relu, h(aten.conv2d, y, weight, None, [1, 1], [1, 1]))
+    return h.done(y)
+
+
+def test_neighbours_stand_next_to_makers_and_readers():
+    p = _reading(3)
+    found = displacements(p, quantizable(p))
+    assert _names(found.makers) == {"conv2d_1"} and _names(found.readers) == {"conv2d_2"}
+    assert _names(found.neighbours) == {"conv2d", "conv2d_3"}, "conv2d_4 is one further"
+
+
+def test_neighbours_have_the_bits_of_edges():
+    p = _reading(4)
+    context = PassContext(calibration=[torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))])
+    after = Quantize(weight_bits=4, activation_bits=4, edge_bits=8)(Observe()(p, context), context)
+    levels = {n.name: n.args[0].args[4] for n in after.calls if n.target is aten.conv2d.default
+              and n.args[0].target is qd.dequantize_per_tensor.default}  # fmt: skip
+    assert levels["conv2d_3"] == 255 and levels["conv2d_4"] == 15
+
+
 def test_one_flow_is_no_guess():
     h = Hand()
     x = h.input("x", 1, 3, 8, 8)
