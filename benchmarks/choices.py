@@ -52,7 +52,7 @@ class Choice:
 
     `how`: what it is calibrated on, `stretches` of the network's clips with inputs for `count` steps together, `eight`
     stretches, or `scenes` made of them. `frames`: played, of the clip that calibration never saw. `kept`: whatever the
-    held-out clips say against `bias-correct`, it stays.
+    held-out clips say against `bias-correct`, it stays. `seed`: of what learns.
     """
 
     group: str
@@ -65,6 +65,7 @@ class Choice:
     frames: int = 48
     kept: bool = False
     also: tuple[str, int, int] | None = None
+    seed: int = 0
 
 
 def _rife(group: str, name: str, middle: str) -> Choice:
@@ -76,8 +77,17 @@ def _bias(name: str, middle: str, *, corrected: bool = True, kept: bool = False)
     return Choice("bias", name, "rvm", MIDDLE, middle, "scenes", kept=kept)
 
 
-def _ablation(name: str, middle: str) -> Choice:
-    return Choice("ablation", name, "rvm", MIDDLE, middle, "scenes", frames=64)
+_QDROP = W4A4 + ",reconstruct{iterations=60}"
+_STEPS = {"to nearest": W4A4, "BRECQ": W4A4 + ",reconstruct{iterations=60,drop=0.0}", "QDrop": _QDROP,
+          "QDrop + GAC": f"{_QDROP},{GAC}", "QDrop + GAC + OFA": f"{_QDROP},{OFA}"}  # fmt: skip
+
+
+def _ablation(size: tuple[int, int], frames: int, seeds: Sequence[int]) -> list[Choice]:
+    """PTQ4VM's steps one by one; nearest rounding has no seed."""
+    group = "x".join(map(str, size))
+    return [Choice(f"ablation {group}", f"{name}, seed {s}" if name != "to nearest" else name, "rvm", size, middle,
+                   "scenes", frames=frames, seed=s)
+            for s in seeds for name, middle in _STEPS.items() if name != "to nearest" or s == seeds[0]]  # fmt: skip
 
 
 def _bits(name: str, middle: str) -> Choice:
@@ -93,7 +103,7 @@ CHOICES = (
     _rife("displacements", "readers and first guess in float", f"observe,quantize{{keep=[{GUESSES}]}}"),
     _rife("channels", "one scale a tensor", "observe,quantize{granularity=tensor}"),
     _rife("four-bits", "W4A8, to nearest", W4A8),
-    _rife("four-bits", "W4A4, ranges of `pmqve-w4a4`",
+    _rife("four-bits", "W4A4, `btbi`, by frames",
           f"observe{{policy=frame}},quantize{{method=btbi,{_FEW},frames=true}}"),
     _rife("four-bits", "W4A4, `percentile`", f"observe,quantize{{method=percentile,{_FEW}}}"),
     Choice("pictures", "the frame's own grid", "rvm", LARGE, "observe,quantize{tail=quantized}"),
@@ -107,11 +117,8 @@ CHOICES = (
     _bias("4-bit weights", W4A8, corrected=False),
     _bias("4-bit weights, `bias-correct`", W4A8),
     _bias("4-bit weights, `bias-correct` kept", W4A8, kept=True),
-    _ablation("to nearest", W4A4),
-    _ablation("BRECQ", W4A4 + ",reconstruct{iterations=60,drop=0.0}"),
-    _ablation("QDrop", W4A4 + ",reconstruct{iterations=60}"),
-    _ablation("QDrop + GAC", W4A4 + ",reconstruct{iterations=60}," + GAC),
-    _ablation("QDrop + GAC + OFA", W4A4 + ",reconstruct{iterations=60}," + OFA),
+    *_ablation(MIDDLE, 64, (0,)),
+    *_ablation(LARGE, 48, (0, 1)),
     _bits("8 everywhere", "observe,quantize{weight_method=mse}"),
     _bits("4 everywhere", "observe,quantize{weight_bits=4,weight_method=mse}"),
     _bits("8, 6 or 4", _BITS % "[8,6,4]"),
@@ -173,7 +180,7 @@ def measure(choice: Choice) -> Record:
     with contextlib.ExitStack() as stack:
         if choice.kept:
             stack.enter_context(mock.patch("vqc.passes.bias_correct.keep_better", lambda *_: None))
-        program = recipe_program(net, text, clips)
+        program = recipe_program(net, text, clips, seed=choice.seed)
     engine, reference = program_engine(program, choice.name, "native"), eager_engine(net)
     trials = [(CLIPS[choice.model][0], 0, choice.frames), *([choice.also] if choice.also else [])]
     played = []
@@ -189,7 +196,8 @@ def measure(choice: Choice) -> Record:
     notes += [n for r in program.history if r.name.partition("{")[0] in TELLING for n in r.notes[:TELL]]
     return {"group": choice.group, "name": choice.name, "model": choice.model, "size": size, "pipeline": text,
             "calibration": f"{choice.how}, {choice.count} steps of {', '.join(CLIPS[choice.model][1])}",
-            "kept": choice.kept, "weight_bytes": engine.weight_bytes, "notes": notes, "trials": played,
+            "kept": choice.kept, "seed": choice.seed, "weight_bytes": engine.weight_bytes, "notes": notes,
+            "trials": played,
             "fallbacks": len(engine.report.fallbacks) if engine.report else 0,
             **operations(program, [net.steps(clips[0])])}  # fmt: skip
 

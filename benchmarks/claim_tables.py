@@ -54,7 +54,8 @@ def _interpolated(r: Record) -> Row:
             "weights MB": f"{r['weight_bytes'] / 1e6:.2f}"}  # fmt: skip
 
 
-FOUR_BITS = ("gptq-w4", "gptq-w4+calm-ranges@speeds", "nearest-percentile-w4a4")
+FOUR_BITS = ("gptq-w4", "gptq-w4+calm-ranges@speeds", "nearest-percentile-w4a4", "pmqve-w4a4",
+             "pmqve-w4a4+calm-ranges@speeds", "qdrop-60-w4a4+calm-ranges@speeds")  # fmt: skip
 
 
 def four_bits(folder: Path) -> str:
@@ -230,7 +231,7 @@ BLOCKS: dict[tuple[str, str], Callable[[Path], str]] = {
     ("docs/learning.md", "dropping"): lambda f: matting(f, "dropping"),
     ("docs/learning.md", "bits"): lambda f: matting(f, "bits"),
     ("docs/learning.md", "bias"): lambda f: matting(f, "bias"),
-    ("docs/fidelity.md", "ablation"): lambda f: matting(f, "ablation"),
+    **{("docs/fidelity.md", g): lambda f, g=g: matting(f, g) for g in ("ablation 144x256", "ablation 288x512")},
     ("docs/binary.md", "signs"): signs,
     ("docs/binary.md", "cost"): cost,
     ("docs/c-backend.md", "masks"): zeros,

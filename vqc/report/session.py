@@ -106,11 +106,11 @@ def captured(net: Network) -> Program:
 
 
 def recipe_program(net: Network, recipe: str, calibration: Clips | None = None, progress: Progress | None = None,
-                   shard: Shard | None = None, workdir: Path | None = None) -> Program:  # fmt: skip
+                   shard: Shard | None = None, workdir: Path | None = None, seed: int = 0) -> Program:  # fmt: skip
     """The network captured and put through a recipe, with arguments as those of `compiled_engine` and `vqc.apply`."""
     program = captured(net)
     clips = None if calibration is None else [net.steps(clip) for clip in as_list(calibration)]
-    return vqc.apply(program, recipe, calibration=clips, progress=progress, shard=shard, workdir=workdir)
+    return vqc.apply(program, recipe, calibration=clips, progress=progress, shard=shard, workdir=workdir, seed=seed)
 
 
 def program_engine(program: Program, name: str, target: str, **options: Any) -> Engine:
