@@ -46,7 +46,7 @@ def test_a_difference_is_found(exported, tmp_path):
     vectors[-8] ^= 1  # the last state is an integer
     (tmp_path / "wide.test.bin").write_bytes(vectors)
     done = self_test(program, tmp_path, qemu("aarch64"))
-    assert done.returncode == 1 and "step 1, state 1: integers differ" in done.stdout
+    assert done.returncode == 1 and "step 1, state 1: 1 of 1 integers differ" in done.stdout
 
 
 @pytest.fixture(scope="module")
