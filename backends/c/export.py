@@ -15,7 +15,7 @@ from vqc.backends.c.ir import Value
 from vqc.backends.c.makefiles import CHOICE, cmake_text, makefile_text, programs
 from vqc.backends.c.selftest import STEPS, self_test_source, self_test_vectors
 from vqc.backends.c.targets import THREAD_POOL, Target
-from vqc.backends.c.wavering import bounds, wavers
+from vqc.backends.c.wavering import MARGIN, Bound, bounds, step_results
 from vqc.backends.folder import MARKER, write_folder
 from vqc.program import Program
 
@@ -36,8 +36,19 @@ def _variants(target: Target) -> list[str]:
     return [f"Instruction sets ({how}):", *(f"  {v.name}: {v.about}" for v in target.variants)]
 
 
-def readme_text(program: Program, model: Model, target: Target, licence: str, made: Sequence[str]) -> str:
-    """README.txt: what the files are, what memory the caller gives, how to call it."""
+def _allowed(model: Model, bounds: Sequence[Bound]) -> list[str]:
+    """What the self-test lets each output and state be off, in words."""
+    outputs = len(model.lowered.outputs)
+    names = [f"outputs[{i}]" if i < outputs else f"state[{i - outputs}]" for i in range(len(bounds))]
+    return [f"{model.name}_test.c repeats stored steps on the machine it is meant for. At each step it allows:",
+            *(f"  {n}: {b}" for n, b in zip(names, bounds, strict=True)),
+            "Where roundings or choices hang on floats whose last bits engines do not share, that is what such bits do",
+            f"in the reference, times {MARGIN:g}."]  # fmt: skip
+
+
+def readme_text(program: Program, model: Model, target: Target, licence: str, made: Sequence[str],
+                bounds: Sequence[Bound]) -> str:  # fmt: skip
+    """README.txt: what the files are, what memory the caller gives, how to call it; `bounds` are the self-test's."""
     name, lowered = model.name, model.lowered
     states = {s.output for s in program.states}
     results = [n.name for i, n in enumerate(program.result_nodes) if i not in states]
@@ -69,10 +80,7 @@ def readme_text(program: Program, model: Model, target: Target, licence: str, ma
         "Build and test, either of:",
         "  cmake -B build && cmake --build build && ctest --test-dir build",
         "  make test" if f"{name}_test" in made else "  make",
-        *([f"{name}_test.c repeats stored steps on the machine it is meant for."] if f"{name}_test" in made else []),
-        *(["Roundings or choices hang on floats whose last bits engines do not share: it allows what such bits do in",
-           f"the reference, times four (the bounds are in {name}_test.c)."]
-          if f"{name}_test" in made and wavers(program) else []),
+        *(_allowed(model, bounds) if f"{name}_test" in made else []),
         f"{name}_camera.c runs the model on raw frames from standard input." if f"{name}_camera" in made else
         "There is no camera loop: the inputs are not frames alone, or no output is a picture.",
         "The kernel files (vqc_*) are the same for every exported model: link them once.", "",
@@ -88,14 +96,17 @@ def files_of(program: Program, model: Model, target: Target, self_test: bool, li
     if threads:
         texts |= kernel_files([THREAD_POOL])
     made = programs(model, self_test, has_camera(model))
+    allowed: list[Bound] = []
     if self_test:
-        texts[f"{name}_test.c"] = self_test_source(model, bounds(program, STEPS))
-        files[f"{name}.test.bin"] = self_test_vectors(program)
+        want = step_results(program, STEPS)
+        allowed = bounds(program, want)
+        texts[f"{name}_test.c"] = self_test_source(model, allowed)
+        files[f"{name}.test.bin"] = self_test_vectors(program, want)
     if has_camera(model):
         texts[f"{name}_camera.c"] = camera_source(model)
     texts["CMakeLists.txt"] = cmake_text(model, target, made, threads)
     texts["Makefile"] = makefile_text(model, target, made, threads)
-    texts["README.txt"] = readme_text(program, model, target, licence, made)
+    texts["README.txt"] = readme_text(program, model, target, licence, made, allowed)
     texts[MARKER] = f"exported by vqc: {name} for {target.name}\n"
     return files | {f: text.encode() for f, text in texts.items()}
 
