@@ -94,6 +94,18 @@ def test_saturation_and_range_use_are_counted() -> None:
     assert "25 %" in page(made) and text.range_rows(made)[0]["cut off"] == "25 %"
 
 
+def test_values_that_do_not_lie_in_rows_are_counted() -> None:
+    """A quantizer behind a transpose, as of tokens that become a picture: no view makes such values one row."""
+    h = Hand("tokens")
+    x = h.input("x", 1, 8, 3, 4)
+    tokens = h(aten.linear, h(aten.permute, x, [0, 2, 3, 1]), h.const("w", h.rand(8, 8)))
+    y = h(aten.conv2d, h(aten.permute, tokens, [0, 3, 1, 2]), h.const("v", h.rand(8, 8, 3, 3)), None, [1, 1], [1, 1])
+    program = h.done(y)
+    made = quantization_report(program, TAIL, clip(program, 2), calibration=[clip(program, 2, seed=1)])
+    assert [q.layers for q in made.quantizers] == [("linear",), ("conv2d",)]
+    assert all(u.used > 0.1 for q in made.quantizers for u in q.uses)
+
+
 def test_what_one_layer_does_alone() -> None:
     program = recurrent()
     made = quantization_report(program, pipeline(Coarse("w1"), Shift("b0", 1e-4)), clip(program, 3))

@@ -146,7 +146,7 @@ class RangeWatch:
         seen.above += int((code > last).sum())
         seen.values += code.numel()
         kept = code.clamp(first, last) - first
-        seen.counts += torch.bincount(kept.view(-1).to(torch.int64), minlength=last - first + 1)
+        seen.counts += torch.bincount(kept.reshape(-1).to(torch.int64), minlength=last - first + 1)
         rows = kept.transpose(0, 1).reshape(kept.shape[1], -1) if kept.ndim > 1 else kept.view(1, -1)
         low, high = rows.amin(1), rows.amax(1)
         seen.low = low if seen.low is None else torch.minimum(seen.low, low)
@@ -188,7 +188,7 @@ def _grid(program: Program, q: fx.Node) -> tuple[Tensor, Tensor, int]:
     for x in (scale, zero):
         constant = program.constant(x) if isinstance(x, fx.Node) else torch.tensor([float(x)])
         assert constant is not None
-        values.append(constant.float().view(-1))
+        values.append(constant.float().reshape(-1))
     return values[0], values[1], int(argument(q, "axis", 1))
 
 
