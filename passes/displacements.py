@@ -24,9 +24,13 @@ WARPS = {aten.grid_sampler_2d.default, aten.grid_sampler.default}
 # Operators whose result holds the values of their operands (scaled, moved, resized), beside elementwise ones.
 _CARRY = {
     "aten.cat", "aten.stack", "aten.slice", "aten.select", "aten.split", "aten.split_with_sizes", "aten.chunk",
-    "getitem", "aten.permute", "aten.transpose", "aten.view", "aten.reshape", "aten.unsqueeze", "aten.squeeze",
-    "aten.expand", "aten.clone", "aten.contiguous", "aten.unbind", "aten.upsample_bilinear2d", "aten.flip",
-    "aten.upsample_nearest2d", "aten.upsample_bicubic2d", "aten.avg_pool2d", "aten._unsafe_view",
+    "aten.unbind", "getitem", "aten.permute", "aten.transpose", "aten.view", "aten.reshape", "aten._unsafe_view",
+    "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.repeat", "aten.clone", "aten.contiguous", "aten._to_copy",
+    "aten.flip", "aten.roll", "aten.index", "aten.index_select", "aten.gather", "aten.pixel_shuffle",
+    "aten.pixel_unshuffle", "aten.channel_shuffle", "aten.im2col", "aten.constant_pad_nd", "aten.replication_pad2d",
+    "aten.reflection_pad2d", "aten.upsample_nearest2d", "aten._upsample_nearest_exact2d", "aten.upsample_bilinear2d",
+    "aten.upsample_bicubic2d", "aten._upsample_bilinear2d_aa", "aten._upsample_bicubic2d_aa", "aten.avg_pool2d",
+    "aten.adaptive_avg_pool2d", "aten.max_pool2d", "aten.sum", "aten.mean", "aten.prelu",
 }  # fmt: skip
 
 
