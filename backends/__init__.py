@@ -1,7 +1,7 @@
 """The backends, and the registry through which the doors find them.
 
-A backend says operator by operator what it can take (`supports`), compiles a Program to run here (`compile`), and
-writes it out to run elsewhere (`export`).
+A backend says operator by operator what it can take (`supports`), compiles a Program to run here (`compile`; `ready`
+says before there is one whether this machine can), and writes it out to run elsewhere (`export`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ class Backend(ABC):
     def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
         """None when the backend has a kernel for this node on this target, else the reason it has none."""
         raise TargetError(f"backend {self.name} does not say what it supports")
+
+    def ready(self, target: str) -> None:  # noqa: B027 - most have nothing to check
+        """Raise the TargetError that `compile` would raise on this machine whatever the program: no compiler, no GPU.
+
+        Cheap, for doors to ask before they calibrate.
+        """
 
     def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
         """An Executable that runs on this machine."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from vqc.errors import BackendError
+from vqc.errors import BackendError, TargetError
 
 STATIC_MARK = "_dynamo_static_input_type"
 
@@ -94,6 +94,21 @@ def data_errors() -> tuple[type[Exception], ...]:
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
+def inductor_compiler() -> str:
+    """The C++ compiler that Inductor takes for the CPU; TargetError when it finds none."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler as e:
+        raise TargetError(
+            "PyTorch's compiler finds no C++ compiler",
+            why=str(e).strip(),
+            way_out="install g++ or clang++, or set the variable CXX, or use another target",
+        ) from e
 
 
 @contextmanager

@@ -96,6 +96,10 @@ class CBackend(Backend):
     def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
         return why_not(program, node, target)
 
+    def ready(self, target: str) -> None:
+        runs_here(target_called(target))
+        find_compiler()
+
     def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
         """An Executable on this machine's processor.
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from vqc import compat
 from vqc.backends import Backend
 from vqc.backends.inductor.engine import Compiled, compile_frozen
 from vqc.errors import PipelineError
@@ -39,6 +40,9 @@ class InductorBackend(Backend):
 
     def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
         return None
+
+    def ready(self, target: str) -> None:
+        compat.inductor_compiler()
 
     def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
         unknown = sorted(set(options) - {"settings"})

@@ -44,6 +44,15 @@ def is_exact(target: str) -> bool:
     return target == "onnx:exact"
 
 
+def _runtime() -> Any:
+    """The onnxruntime module; TargetError when it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise TargetError("ONNX Runtime is not installed", way_out="pip install onnxruntime, or use vqc.export") from e
+    return onnxruntime
+
+
 class OnnxExecutable(Executable):
     """Runs in ONNX Runtime on the CPU."""
 
@@ -89,6 +98,10 @@ class OnnxBackend(Backend):
     def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
         return why_not(program, node, is_exact(target))
 
+    def ready(self, target: str) -> None:
+        is_exact(target)
+        _runtime()
+
     def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
         """An Executable that runs the model in ONNX Runtime. `optimize`: how far that may rewrite it; "all" fuses
         quantized layers into kernels with a rounding of their own.
@@ -98,12 +111,7 @@ class OnnxBackend(Backend):
         opts = read_options(options)
         if opts["sequence"]:
             raise TargetError("a model of a whole clip is not run here", way_out="export it, or compile the step")
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise TargetError(
-                "ONNX Runtime is not installed", way_out="pip install onnxruntime, or use vqc.export"
-            ) from e
+        onnxruntime = _runtime()
         levels = onnxruntime.GraphOptimizationLevel
         session_options = onnxruntime.SessionOptions()
         session_options.graph_optimization_level = {

@@ -106,6 +106,10 @@ class TritonBackend(Backend):
     def supports(self, program: Program, node: fx.Node, target: str) -> str | None:
         return why_not(program, node)
 
+    def ready(self, target: str) -> None:
+        need_triton()
+        place_for(target)
+
     def compile(self, program: Program, target: str, options: Mapping[str, Any]) -> Executable:
         """An Executable on this machine's GPU, or on its CPU when Triton interprets (TRITON_INTERPRET=1).
 

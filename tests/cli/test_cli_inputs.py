@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from cli_helpers import make_place, vqc
 
+from vqc.backends.c import build
+
 PAIRS = """
 import torch
 from torch import nn
@@ -120,3 +122,37 @@ def test_the_demo_knows_how_long_its_clips_are(place: Path, tmp_path: Path) -> N
     for option in ("--frames", "--calibration-frames"):
         assert option in vqc("demo", option, "473", "-o", tmp_path / "out", code=2)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "{broken}", "{a}", "-o", "{out}"],
+        ["compare", "{broken}", "{a}"],
+        ["report", "{broken}", "{a}"],
+        ["bench", "{broken}"],
+        ["compile", "{broken}"],
+        ["inspect", "{broken}"],
+    ],
+    ids=lambda args: args[0],
+)
+def test_a_missing_compiler_is_told_before_the_network_is_made(
+    place: Path, tmp_path: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a compiler is named that is none, or nothing is there; the network itself would raise."""
+    calibrated = ["--recipe", "int8", "--calibration", "{b}"]
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    said = said_of(place, tmp_path, [*args, *calibrated, "--target", "x86-64-v2"], 1)
+    assert "does not run" in said and "way out: set option cc or the variable CC" in said
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    said = said_of(place, tmp_path, [*args, *calibrated, "--target", "native"], 1)
+    assert "there is no C compiler" in said and "way out: pip install vqc[compiler]" in said
+
+
+def test_what_only_writes_files_needs_no_compiler(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    assert "README.txt says how to build" in said_of(place, tmp_path, ["export", "{m}", "-o", "{out}/c"], 0)
+    assert "wrote " in said_of(place, tmp_path, ["apply", "{m}", "-o", "{out}/m.vqc"], 0)
+    said_of(place, tmp_path, ["compare", "{m}", "{a}", "--frames", "4", "--target", "reference"], 0)

@@ -8,7 +8,8 @@ from door_helpers import Small
 from torch import nn
 
 from vqc import compat
-from vqc.errors import BackendError
+from vqc.backends import backend_for
+from vqc.errors import BackendError, TargetError
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +118,10 @@ def test_random_state_is_kept():
     with compat.own_random_state():
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_missing_compiler_of_inductor_is_told(tmp_path):
+    assert compat.inductor_compiler()
+    missing = torch._inductor.config.patch("cpp.cxx", (None, str(tmp_path / "c++")))
+    with missing, pytest.raises(TargetError, match="no C\\+\\+ compiler"):
+        backend_for("inductor").ready("inductor")

@@ -210,6 +210,13 @@ def test_calibration_that_fits_nothing_says_what_the_graph_takes():
         assert text in str(e.value)
 
 
+def test_a_missing_compiler_is_told_before_calibration(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    options = {"recipe": "int8", "calibration": [(torch.rand(1, 3, 9, 9),)]}  # clips that fit nothing
+    with pytest.raises(BackendCompilerFailed, match="(?s)C compiler .* does not run.*set option cc or the variable CC"):
+        torch.compile(Chain(), backend="vqc", options=options)(frames(1)[0])
+
+
 class Keeping(nn.Module):
     """Keeps its state in an attribute, which no call brings."""
 

@@ -113,8 +113,8 @@ class Job:
         """Raise what can be known at once, before weights are fetched and clips are read.
 
         As a Misuse: a wrong recipe or size, a target that cannot do this (`verb` of `vqc.backends.Backend`), a recipe
-        without its clips. Else VideoError for a clip that cannot be read, ArtifactError for a folder that cannot be
-        written.
+        without its clips. Else TargetError for a target that cannot run here (no compiler), VideoError for a clip that
+        cannot be read, ArtifactError for a folder that cannot be written.
         """
         with misuse():
             pipeline = pipeline_of(self.recipe)
@@ -124,6 +124,8 @@ class Job:
                 raise CalibrationError(f"recipe {self.recipe!s:.60} needs a calibration clip and none was given",
                                        way_out="add --calibration CLIP, 32 to 256 typical frames")  # fmt: skip
             names = [*([self.clip] if self.clip else []), *self.calibration_names]
+        if verb == "compile":
+            backend_for(self.target).ready(self.target)
         for name in names:
             next(video.iter_frames(clip_path(name)))
         if self.workdir is not None:

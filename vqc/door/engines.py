@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from vqc import compat
+from vqc.backends import backend_for
 from vqc.backends.inductor import engine as inductor
 from vqc.door.binding import Run, picker
 from vqc.door.options import DoorOptions
@@ -85,6 +86,7 @@ class ProgramEngine(Engine):
                 raise CaptureError("the captured graph does not have the inputs and states Dynamo's graph has",
                                    why=f"{len(program.inputs)} inputs and {len(program.states)} states, expected "
                                    f"{len(inputs)} and {len(states)}")  # fmt: skip
+            backend_for(self.options.target).ready(self.options.target)  # before minutes of calibration
             calibration = self._clips(inputs)
             program = vqc.api.apply(program, self.options.recipe, calibration=calibration, seed=self.options.seed,
                                     debug=self.options.debug)  # fmt: skip
