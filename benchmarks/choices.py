@@ -9,7 +9,6 @@ as it is done, in the place of what it was before; `python -m benchmarks.tables`
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor
 
+from benchmarks.command import begin, command
 from benchmarks.fidelity_rows import _rounded, _scenes, _stretches
-from benchmarks.machine import Record, folder, machine, write
+from benchmarks.machine import Record, machine, write
 from benchmarks.networks import truth
 from vqc import video
 from vqc.accounting import WORD, account, mask_densities
@@ -216,13 +215,11 @@ def keep(record: Record, began: Record, where: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the chosen groups."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     groups = list(dict.fromkeys(c.group for c in CHOICES))
     parser.add_argument("--only", nargs="+", choices=groups, default=groups)
     parser.add_argument("--names", nargs="+", default=[], help="of the groups, these choices alone")
-    parser.add_argument("-o", "--output", type=Path, default=folder())
-    given = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    given, _ = begin(parser, argv)
     for group in given.only:
         for choice in CHOICES:
             if choice.group == group and (not given.names or choice.name in given.names):

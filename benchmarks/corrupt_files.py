@@ -12,7 +12,6 @@ Writes benchmarks/results/<processor>/corrupt-files.json; `python -m benchmarks.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import copy
 import itertools
@@ -22,14 +21,15 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import vqc
-from benchmarks.machine import Record, folder, machine, write
+from benchmarks.command import begin, command
+from benchmarks.machine import Record, write
 from vqc import spec
 from vqc.files.container import PREAMBLE, canonical, pack, unpack
 from vqc.files.read import program_of
@@ -302,20 +302,18 @@ def tried(count: int, seed: int) -> Record:
             "slowest_ms": round(slowest * 1e3, 1), "original_bytes": len(data)}  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Try them and write what was found."""
+    parser = command(__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="folder of the result; default: benchmarks/results/<processor>")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    began = machine()
+    given, began = begin(parser, argv)
     sys.addaudithook(hook)
     record = tried(given.count, given.seed)
     for kind, number in record["found"].items():
         print(f"{kind}: {number}")
     print(f"the slowest took {record['slowest_ms']:.0f} ms; the original has {record['original_bytes']} bytes")
-    print("wrote", write("corrupt-files", [record], began, given.output or folder()))
+    print("wrote", write("corrupt-files", [record], began, given.output))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ Nothing is timed and nothing runs on a GPU. Writes benchmarks/results/<processor
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from benchmarks.command import begin, command
 from benchmarks.gpu import launches_of
-from benchmarks.machine import Record, folder, machine, write
+from benchmarks.machine import Record, write
 from vqc import video
 from vqc.accounting import account
 from vqc.backends.triton.lowering import Lowerer
@@ -61,11 +60,7 @@ def launches(name: str, program: Program) -> Record:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Count and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=folder())
-    given = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    began = machine()
+    given, began = begin(command(__doc__), argv)
     bivm, rvm = few_bits("bivm"), few_bits("rvm")
     records = [*costs(bivm), launches("bivm", bivm), launches("rvm", rvm)]
     for r in records:

@@ -9,15 +9,13 @@ of it.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks.claim_tables import Row, table
-from benchmarks.machine import Record, folder, machine, write
+from benchmarks.command import begin, command
+from benchmarks.machine import Record, write
 from vqc.report.tables import markdown
 
 SIZES = ("288x512", "1080p")
@@ -107,11 +105,7 @@ BLOCKS = {("docs/triton.md", "layers on paper"): layers, ("docs/triton.md", "ker
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Work it out and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=folder())
-    given = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    began = machine()
+    given, began = begin(command(__doc__), argv)
     records = [{k: round(v, 6) if isinstance(v, float) else v for k, v in r.items()} for r in measure()]
     print(markdown([{k: str(v) for k, v in r.items()} for r in records if r["what"] == "kernel"]))
     write("paper", records, began, given.output)

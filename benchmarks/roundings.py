@@ -8,15 +8,13 @@ Writes benchmarks/results/<processor>/roundings.json; `python -m benchmarks.tabl
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 import vqc
-from benchmarks.machine import Record, folder, machine, write
+from benchmarks.command import begin, command
+from benchmarks.machine import Record, write
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / room) for room in ("", "learning")]
 
@@ -43,13 +41,10 @@ def measure(seeds: int, iterations: int) -> list[Record]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=100)
-    parser.add_argument("-o", "--output", type=Path, default=folder())
-    given = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    began = machine()
+    given, began = begin(parser, argv)
     write("roundings", measure(given.seeds, given.iterations), began, given.output)
 
 

@@ -9,15 +9,12 @@ puts it into docs/triton.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-import torch
 
 import vqc
-from benchmarks.machine import Record, folder, machine, write
+from benchmarks.command import begin, command
+from benchmarks.machine import Record, write
 from vqc import video
 from vqc.backends.triton.environment import place_for
 from vqc.report.network import network
@@ -48,13 +45,10 @@ def measure() -> list[Record]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write, where Triton is interpreted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=folder())
-    given = parser.parse_args(argv)
+    given, began = begin(command(__doc__), argv)
     if not place_for("triton").interpreted:
         sys.exit("set TRITON_INTERPRET=1")
-    torch.set_num_threads(1)
-    began, records = machine(), measure()
+    records = measure()
     print(records)
     write("triton-halves", records, began, given.output)
 

@@ -9,16 +9,14 @@ target `portable` are compared. Nothing is compiled or timed. Writes benchmarks/
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 import vqc
-from benchmarks.machine import Record, folder, machine, write
+from benchmarks.command import begin, command
+from benchmarks.machine import Record, write
 from vqc.backends.c.backend import generate_model
 from vqc.errors import VqcError
 
@@ -45,12 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Survey all networks, or the ones named, and write the file."""
     import test_wild_capture as wild
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("names", nargs="*", help="networks, all if none is named")
-    parser.add_argument("-o", "--output", type=Path, default=folder())
-    given = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    began, found = machine(), []
+    (given, began), found = begin(parser, argv), []
     with tempfile.TemporaryDirectory() as place:
         for name in given.names or wild.CASES:
             found.append(survey(name, Path(place)))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import cpu, layers, machine
+from benchmarks.command import begin, command
 from benchmarks.networks import Runner, race
 from vqc.report.network import Network
 from vqc.report.session import Engine, Playback, compiled_engine, eager_engine, play
@@ -80,3 +81,19 @@ def test_the_command_line_and_the_file_of_a_topic(tmp_path: Path, monkeypatch: p
     assert [p.name for p in tmp_path.iterdir()] == ["build.json"]
     with pytest.raises(SystemExit):
         cpu.arguments(["--only", "nothing"])
+
+
+def test_a_benchmark_begins_with_one_thread_and_knows_where_it_writes(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        given, began = begin(command("What it measures."), [])
+        assert torch.get_num_threads() == 1 and given.output == machine.folder()
+        assert began.keys() == machine.machine().keys()
+        parser = command("What it measures.")
+        parser.add_argument("--seeds", type=int, default=3)
+        assert (
+            begin(parser, ["-o", str(tmp_path)])[0].output == tmp_path and "What it measures." in parser.format_help()
+        )
+    finally:
+        torch.set_num_threads(before)
