@@ -7,9 +7,14 @@
  * Bits. A bit is 1 for -1 and 0 for +1: bit = x < tau.
  *   Pictures (layout "b32"): uint32 [N][ceil(C/32)][H][W]; bit b of word g is channel 32 g + b. Positions lie side by
  *     side, so kernels put positions into lanes and their results are born planar, like the float tensors.
- *   Weights: uint32 [ceil(O/8)][ceil(C/32)][kh][kw][8]: blocks of 8 output channels, innermost the channel of the block.
+ *   Weights: uint32 [ceil(O/8)][steps][8]: blocks of 8 output channels, innermost the channel of the block. Steps are
+ *     [C/32][kh][kw], and then, for the channels of a word that is not full, [kh * kw] or fewer, see below.
  *   Bits of channels that do not exist (the last word, the last block) are 0 in both, and so never differ.
  *   With d = number of differing bits over the taps inside:  acc = C * (taps inside) - 2 d.
+ *
+ * Channels left over. With 35 channels the second word would hold 3 bits of 32, at the cost of a full one. Where fewer than
+ * a full word are left, taps share a word: each takes the channels left, rounded up to whole groups of 4 bits, tap 0 the lowest
+ * bits. Unpacking puts the input together the same way (bc_join), once for a band and all output channels.
  *
  * Padding. A kernel that counts padded taps as zero bits counts their weights' ones. `base` repairs that: output rows
  * and columns fall into classes by which taps lie outside, and acc = base[o][row class][column class] - 2 * (count over
@@ -21,6 +26,7 @@
  *   BC_LANES             positions at a time: rows of unpacked input have so many more elements than needed
  *   BC_PAD               what BC_E is outside the picture
  *   bc_expand            words of one row -> BC_PLANES rows of BC_E
+ *   bc_join              one tap's bits of a word into a word that taps share
  *   bc_sums(b, x, t)     t[j][i] = acc of channel j of the block at position i of a segment of up to 64 positions
  * Tests compile every file with -DVQC_GENERIC as well, which chooses the plain hook: results are equal bit for bit.
  *

@@ -75,16 +75,28 @@ typedef struct bc_limits {
 /* Sizes of a band in elements, and where scratch is divided (in bytes). */
 typedef struct bc_shape {
     ptrdiff_t words, steps, in_rows, phases, pitch, line, columns;
+    ptrdiff_t full;               /* words that hold 32 channels, or whose taps share nothing */
+    ptrdiff_t bits, taps, shared; /* bits of a tap in a word that taps share, taps in such a word, and how many there are */
     size_t prepared, input;
 } bc_shape;
 
 static inline ptrdiff_t bc_up(ptrdiff_t size, ptrdiff_t to) { return (size + to - 1) / to * to; }
 
+/* Elements of a band's unpacked input: its words, and those that taps share. */
+static inline ptrdiff_t bc_elements(const bc_shape *s) {
+    return (s->words + s->shared) * s->in_rows * BC_PLANES * s->line;
+}
+
 static inline bc_shape bc_shape_of(const vqc_bconv_params *p) {
     bc_shape s;
     const ptrdiff_t reach = (ptrdiff_t)(p->kw - 1) * p->dw;
     s.words = (p->c + 31) / 32;
-    s.steps = s.words * p->kh * p->kw;
+    const ptrdiff_t left = p->c % 32, all = (ptrdiff_t)p->kh * p->kw;
+    s.bits = bc_up(left, 4);
+    s.taps = left == 0 ? 1 : 32 / s.bits < all ? 32 / s.bits : all;
+    s.shared = s.taps > 1 ? (all + s.taps - 1) / s.taps : 0;
+    s.full = s.words - (s.shared > 0);
+    s.steps = s.full * all + s.shared;
     s.in_rows = (ptrdiff_t)(p->rows - 1) * p->sh + (ptrdiff_t)(p->kh - 1) * p->dh + 1;
     s.phases = p->sw < reach + 1 ? p->sw : reach + 1;
     s.columns = bc_up(p->ow, BC_LANES);

@@ -172,8 +172,6 @@ static void bc_chosen_band(const bc_job *j, const bc_shape *s, const bc_band *ba
         for (ptrdiff_t o = 0; o < p->o; o += BC_BLOCK) {
             const ptrdiff_t channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
             float *y = j->y + (image * p->o + o) * plane;
-            for (ptrdiff_t i = 0; i < channels; i++)
-                for (ptrdiff_t k = 0; k < c.vectors; k++) (void)0;
             b.w = j->w + o * b.steps;
             b.base = j->base + o * b.base_step;
             bc_chosen_sums(&b, &c, sums);

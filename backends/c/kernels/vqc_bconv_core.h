@@ -20,6 +20,12 @@
 #define BC_PIECE (BC_LANES < 32 ? BC_LANES < 8 ? 8 : BC_LANES : 32) /* positions that are left out together */
 #define BC_BIT(o) ((int32_t)((uint32_t)1 << ((o) & 31)))
 
+/* Where a tap's input starts among the rows of a word. */
+static inline ptrdiff_t bc_tap(const vqc_bconv_params *p, const bc_shape *s, ptrdiff_t tap) {
+    const ptrdiff_t ky = tap / p->kw, kx = tap % p->kw;
+    return ky * p->dh * BC_PLANES * s->line + kx * p->dw % p->sw * s->pitch + kx * p->dw / p->sw;
+}
+
 /* Unpack the input rows of a band that begins at output row `first`. */
 static void bc_unpack(const bc_job *j, const bc_shape *s, ptrdiff_t image, ptrdiff_t first, BC_E *e) {
     const vqc_bconv_params *p = j->p;
@@ -32,16 +38,23 @@ static void bc_unpack(const bc_job *j, const bc_shape *s, ptrdiff_t image, ptrdi
                 bc_expand(e + f * s->pitch, s->line, row, f - p->pw, p->sw, s->pitch, p->w);
         }
     }
+    const ptrdiff_t rows = p->oh - first < p->rows ? p->oh - first : p->rows, line = BC_PLANES * s->line;
+    const BC_E *last = e - s->in_rows * line; /* the word whose bits are put together; e stands behind it */
+    for (ptrdiff_t t = 0; t < s->shared * s->taps && t < (ptrdiff_t)p->kh * p->kw; t++) {
+        BC_E *to = e + t / s->taps * s->in_rows * line;
+        const BC_E *from = last + bc_tap(p, s, t);
+        for (ptrdiff_t r = 0; r < rows; r++, to += p->sh * line, from += p->sh * line)
+            bc_join(to, from, s->line, t % s->taps, s->bits, s->columns);
+    }
 }
 
 /* Where each step's input starts, and the columns' classes and taps inside. */
 static void bc_tables(const bc_job *j, const bc_shape *s, int32_t *off, int32_t *column, int32_t *taps) {
     const vqc_bconv_params *p = j->p;
-    for (ptrdiff_t g = 0; g < s->words; g++)
-        for (ptrdiff_t ky = 0; ky < p->kh; ky++)
-            for (ptrdiff_t kx = 0; kx < p->kw; kx++)
-                *off++ = (int32_t)((g * s->in_rows + ky * p->dh) * BC_PLANES * s->line +
-                                   kx * p->dw % p->sw * s->pitch + kx * p->dw / p->sw);
+    const ptrdiff_t word = s->in_rows * BC_PLANES * s->line;
+    for (ptrdiff_t g = 0; g < s->full; g++)
+        for (ptrdiff_t t = 0; t < (ptrdiff_t)p->kh * p->kw; t++) *off++ = (int32_t)(g * word + bc_tap(p, s, t));
+    for (ptrdiff_t g = 0; g < s->shared; g++) *off++ = (int32_t)((s->words + g) * word);
     for (ptrdiff_t i = 0; i < s->columns; i++) {
         column[i] = i < p->ow ? j->classes[p->oh + i] : 0;
         taps[i] = 0;
@@ -290,7 +303,7 @@ static void bc_task(void *arg, int index, int worker) {
     bc_unpack(j, &s, image, first, e);
 #ifdef BC_OWN_MASK
     if (packed) {
-        int32_t *kept = (int32_t *)(void *)(e + bc_up(s.words * s.in_rows * BC_PLANES * s.line, 16));
+        int32_t *kept = (int32_t *)(void *)(e + bc_up(bc_elements(&s), 16));
         uint32_t *room = (uint32_t *)(void *)(kept + bc_up(s.steps, 16));
         if (j->rest != NULL) bc_chosen_band(j, &s, &b, image, first, last, compact, kept, room);
         else bc_masked_band(j, &s, &b, image, first, last, kept, room);

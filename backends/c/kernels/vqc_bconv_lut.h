@@ -113,6 +113,15 @@ static void bc_expand(uint8_t *restrict dst, ptrdiff_t line, const uint32_t *res
     }
 }
 
+/* n positions: the bits of `from` for one tap, which is the tap-th of those that share the rows of `to`. */
+static void bc_join(uint8_t *to, const uint8_t *from, ptrdiff_t line, ptrdiff_t tap, ptrdiff_t bits, ptrdiff_t n) {
+    const ptrdiff_t planes = bits / 4, first = tap * planes;
+    for (ptrdiff_t s = 0; s < BC_PLANES - first; s++) {
+        if (s < planes) memcpy(to + (first + s) * line, from + s * line, (size_t)n);
+        else memset(to + (first + s) * line, 0, (size_t)n); /* until the next tap comes */
+    }
+}
+
 /* The tables of all pairs of four weights, repeated in every 16 bytes of a vector. */
 static void bc_prepare(unsigned char *prepared) {
     static const uint8_t ones[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};

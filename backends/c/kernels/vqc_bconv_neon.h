@@ -84,17 +84,44 @@ static BC_INLINE uint8x16_t bc_tile_tops(const uint32_t *x, const int32_t *off, 
     return bits;
 }
 
-/* The sums of any number of steps. */
-static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
-    for (ptrdiff_t i = 0; i < n; i += 16) {
-        for (int c = 0; c < BC_BLOCK; c++)
-            for (ptrdiff_t e = 0; e < 16; e++) t[c][i + e] = b->base[c * b->base_step + b->column[col + i + e]];
-        for (ptrdiff_t k = 0; k < b->steps; k += BC_MOST_STEPS) {
-            const ptrdiff_t steps = b->steps - k < BC_MOST_STEPS ? b->steps - k : BC_MOST_STEPS;
-            uint16_t part[BC_BLOCK * 16];
-            bc_tile_twice(b->x + col + i, b->off + k, steps, (const uint8_t *)b->w + 16 * BC_BLOCK * k, part, 16);
-            for (int c = 0; c < BC_BLOCK; c++)
-                for (int e = 0; e < 16; e++) t[c][i + e] -= part[16 * c + e];
+/* The columns of 16 from `column` on whose class is not the first one's: how many, and which. */
+static inline int bc_other_columns(const int32_t *column, int32_t other[16]) {
+    const int32x4_t first = vdupq_n_s32(column[0]);
+    uint32x4_t differ = vdupq_n_u32(0);
+    int count = 0;
+    for (int i = 0; i < 4; i++) differ = vorrq_u32(differ, vmvnq_u32(vceqq_s32(vld1q_s32(column + 4 * i), first)));
+    if (vmaxvq_u32(differ) == 0) return 0; /* mostly */
+    for (int i = 1; i < 16; i++)
+        if (column[i] != column[0]) other[count++] = i;
+    return count;
+}
+
+/* The sums of 16 positions. */
+static BC_INLINE void bc_sums16(const bc_band *b, ptrdiff_t col, int32_t *t) {
+    const int32_t *column = b->column + col;
+    int32_t other[16];
+    const int others = bc_other_columns(column, other);
+    for (ptrdiff_t k = 0; k < b->steps; k += BC_MOST_STEPS) {
+        const ptrdiff_t steps = b->steps - k < BC_MOST_STEPS ? b->steps - k : BC_MOST_STEPS;
+        uint16x8x2_t count[BC_BLOCK];
+        BC_UNROLL for (int c = 0; c < BC_BLOCK; c++) count[c].val[0] = count[c].val[1] = vdupq_n_u16(0);
+        bc_tile(b->x + col, b->off + k, steps, (const uint8_t *)b->w + 16 * BC_BLOCK * k, count);
+        BC_UNROLL for (int c = 0; c < BC_BLOCK; c++) {
+            int32_t *to = t + c * BC_SEGMENT;
+            const int32x4_t base = vdupq_n_s32(b->base[c * b->base_step + column[0]]);
+            BC_UNROLL for (int i = 0; i < 4; i++) {
+                const uint16x8_t eight = count[c].val[i / 2];
+                const uint32x4_t twice = i % 2 ? vshll_high_n_u16(eight, 1) : vshll_n_u16(vget_low_u16(eight), 1);
+                vst1q_s32(to + 4 * i, vsubq_s32(k == 0 ? base : vld1q_s32(to + 4 * i), vreinterpretq_s32_u32(twice)));
+            }
         }
     }
+    for (int c = 0; c < BC_BLOCK && others > 0; c++) {
+        const int32_t *base = b->base + c * b->base_step;
+        for (int i = 0; i < others; i++) t[c * BC_SEGMENT + other[i]] += base[column[other[i]]] - base[column[0]];
+    }
+}
+
+static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
+    for (ptrdiff_t i = 0; i < n; i += 16) bc_sums16(b, col + i, t[0] + i);
 }

@@ -9,6 +9,17 @@ static inline unsigned char *bc_operand(const void *base, const vqc_row_operand 
     return (unsigned char *)(uintptr_t)base + image * o->batch + channel * o->channel + at * o->position;
 }
 
+/* y = value where keep is -1, and as it is where that is 0. */
+static inline void bc_keep(float *y, const float *value, const int32_t *keep, ptrdiff_t n) {
+    ptrdiff_t i = 0;
+    for (; i + VQC_VL <= n; i += VQC_VL) {
+        vqc_vf_mem *to = (vqc_vf_mem *)(void *)(y + i);
+        const vqc_vf made = *(const vqc_vf_mem *)(const void *)(value + i), old = *to;
+        *to = BC_SELECT(*(const vqc_vi_mem *)(const void *)(keep + i), made, old);
+    }
+    for (; i < n; i++) y[i] = keep[i] != 0 ? value[i] : y[i];
+}
+
 /* n <= BC_RUN positions of an output row from column `col` on, for one block of channels; `all`: every one
  * is kept, or may be computed. */
 static void bc_row_run(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_t o, ptrdiff_t row, ptrdiff_t col,
@@ -17,7 +28,8 @@ static void bc_row_run(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdi
     const vqc_rows *rest = j->rest;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, at = row * p->ow + col;
     const uint8_t *mask = j->mask + image * plane + at;
-    BC_ALIGNED int32_t sums[BC_BLOCK][BC_RUN], t[BC_BLOCK][BC_SEGMENT];
+    BC_ALIGNED int32_t sums[BC_BLOCK][BC_RUN], t[BC_BLOCK][BC_SEGMENT], keep[BC_RUN];
+    for (ptrdiff_t i = 0; i < n && !all; i++) keep[i] = -(int32_t)(mask[i] != 0);
     for (ptrdiff_t i = 0; i < n; i += BC_SEGMENT) {
         const ptrdiff_t some = n - i < BC_SEGMENT ? n - i : BC_SEGMENT;
         for (ptrdiff_t c = 0; c < BC_BLOCK && o + c < p->o; c++)
@@ -34,7 +46,7 @@ static void bc_row_run(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdi
         for (int i = 0; i < rest->inputs; i++) from[1 + i] = bc_operand(j->in[i], &rest->operands[i], image, o + c, at);
         to[0] = all ? y : value;
         rest->row(rest->constants, from, to, n);
-        for (ptrdiff_t i = 0; i < n && !all; i++) y[i] = mask[i] != 0 ? value[i] : y[i];
+        if (!all) bc_keep(y, value, keep, n);
     }
 }
 

@@ -57,7 +57,7 @@ static ptrdiff_t bc_plan_of(const bc_job *j, const bc_shape *s, int index, unsig
     c->off = (int32_t *)(void *)scratch;
     c->column = c->off + s->steps;
     c->e = (BC_E *)(void *)(scratch + s->input);
-    unsigned char *at = scratch + s->input + bc_up(s->words * s->in_rows * s->line * 4, 64);
+    unsigned char *at = scratch + s->input + bc_up(bc_elements(s) * 4, 64);
     const ptrdiff_t kept = c->channels * BC_MANY * 16, decides = j->threshold != NULL;
     c->each = (uint16_t *)bc_take(&at, c->channels * c->kinds * 2);
     c->start = (uint16_t *)bc_take(&at, c->channels * BC_TILE * 2);

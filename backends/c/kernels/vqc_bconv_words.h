@@ -14,6 +14,18 @@ static void bc_expand(uint32_t *restrict dst, ptrdiff_t line, const uint32_t *re
     for (ptrdiff_t t = hi; t < count; t++) dst[t] = BC_PAD;
 }
 
+/* n words: the bits of `from` for one tap, which is the tap-th of those that share the words of `to`. */
+static void bc_join(uint32_t *restrict to, const uint32_t *restrict from, ptrdiff_t line, ptrdiff_t tap, ptrdiff_t bits,
+                    ptrdiff_t n) {
+    const ptrdiff_t left = tap * bits;
+    (void)line;
+    if (tap == 0) {
+        memcpy(to, from, (size_t)n * sizeof *to);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < n; i++) to[i] |= from[i] << left;
+}
+
 #ifndef BC_OWN_WEIGHTS
 static void bc_prepare(unsigned char *prepared) { (void)prepared; }
 

@@ -66,14 +66,27 @@ register_layout(Layout(BITS, _bits_size, _pack, _unpack))
 # ---- sizes and weights ---------------------------------------------------------------------------------------------
 
 
+def shared_taps(channels: int, taps: int) -> tuple[int, int]:
+    """(bits of a tap, taps) of a word that taps share, for the channels that fill no word; one tap: none is shared."""
+    left = channels % 32
+    bits = align(left, 4)
+    return bits, 1 if left == 0 else min(taps, 32 // bits)
+
+
 def pack_weight(weight: Tensor) -> Tensor:
-    """Weights s8 [O,C,kh,kw] of +1 and -1 as the kernels read them: int32 [O/8][C/32][kh][kw][8] (vqc_bconv.h)."""
-    o, c, kh, kw = weight.shape
-    bits = torch.zeros(align(o, BLOCK), 32 * words(c), kh, kw, dtype=torch.int64)
-    bits[:o, :c] = (weight < 0).to(torch.int64)
-    place = (torch.ones(32, dtype=torch.int64) << torch.arange(32)).view(1, 1, 32, 1, 1)
-    packed = (bits.view(bits.shape[0], -1, 32, kh, kw) * place).sum(2)
-    packed = packed.view(-1, BLOCK, words(c), kh, kw).permute(0, 2, 3, 4, 1).contiguous()
+    """Weights s8 [O,C,kh,kw] of +1 and -1 as the kernels read them: int32 [O/8][steps][8] (vqc_bconv.h)."""
+    o, c, taps = weight.shape[0], weight.shape[1], weight.shape[2] * weight.shape[3]
+    signs = torch.zeros(align(o, BLOCK), 32 * words(c), taps, dtype=torch.int64)
+    signs[:o, :c] = (weight < 0).flatten(2).to(torch.int64)
+    place = torch.ones(32, dtype=torch.int64) << torch.arange(32)
+    packed = (signs.view(len(signs), -1, 32, taps) * place.view(1, 1, 32, 1)).sum(2)
+    bits, sharing = shared_taps(c, taps)
+    if sharing > 1:
+        last = torch.zeros(len(signs), align(taps, sharing), dtype=torch.int64)
+        last[:, :taps] = packed[:, -1]
+        last = (last.view(len(signs), -1, sharing) << bits * torch.arange(sharing)).sum(2)
+        packed = torch.cat((packed[:, :-1].flatten(1), last), 1)
+    packed = packed.reshape(len(signs) // BLOCK, BLOCK, -1).transpose(1, 2).contiguous()
     return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
 
 
@@ -110,9 +123,16 @@ class BinaryGeometry:
                        self.dilation[axis])  # fmt: skip
 
     @property
+    def shared(self) -> int:
+        """Words that taps share, for the channels that fill no word."""
+        taps = self.kernel[0] * self.kernel[1]
+        sharing = shared_taps(self.x[1], taps)[1]
+        return -(-taps // sharing) if sharing > 1 else 0
+
+    @property
     def steps(self) -> int:
-        """Words times taps."""
-        return words(self.x[1]) * self.kernel[0] * self.kernel[1]
+        """Words that are compared for an output: of a word of channels each tap's, or those that taps share."""
+        return (words(self.x[1]) - (self.shared > 0)) * self.kernel[0] * self.kernel[1] + self.shared
 
     def band(self, rows: int) -> int:
         """Most bytes of unpacked input of a task: a byte for four channels, rows padded (bc_shape_of)."""
@@ -120,7 +140,7 @@ class BinaryGeometry:
         phases = min(self.stride[1], reach + 1)
         pitch = align(align(self.out[3], SEGMENT) + reach // self.stride[1], SEGMENT)
         in_rows = (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
-        return 8 * words(self.x[1]) * in_rows * phases * pitch
+        return 8 * (words(self.x[1]) + self.shared) * in_rows * phases * pitch
 
     def rows(self, workers: int) -> int:
         """Output rows of one task: as many as the cache holds, and work for every worker."""

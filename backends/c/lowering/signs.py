@@ -23,7 +23,7 @@ from vqc.backends.c.registry import lowering, op_name
 from vqc.program import dtype_of, shape_of
 
 BAND_BYTES = 16 << 10  # of words a task has in the cache
-APART = 80  # SIGNS_APART
+APART, GROUP = 80, 4  # SIGNS_APART, SIGNS_GROUP
 RESIZES = ("aten::upsample_bilinear2d", "vqc::resize_bilinear")
 
 
@@ -143,7 +143,7 @@ def _signs(ctx: Lowering, nodes: Sequence[fx.Node], parts: Sequence[tuple[Expr, 
     made = ctx.call("vqc_signs", "signs", params, tuple(operands), taus[0], second,
                     comment=f"{', '.join(node.name for node in nodes)}: of {len(parts)} parts")  # fmt: skip
     written = [Ref(v.buffer, v.start, writes=True) for v in results]
-    room = align(4 * (w + APART) * 2 + 4 * (w * rows + APART) * len(nodes))
+    room = align(4 * (w + APART) * 2 * GROUP + 4 * (w * rows + APART) * len(nodes))
     made.args = (*made.args, written[0], written[1] if len(nodes) > 1 else None, Scratch(room))
     for node in nodes[1:]:
         ctx.done.add(node)
