@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from c_exports import run_in
-from c_helpers import aten, chain, check, compiled
+from c_helpers import aten, chain, check, compiled, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqc.ops  # noqa: F401
 from vqc.backends.c import CBackend
+from vqc.backends.c.lowering.binary import pack_weight
 from vqc.errors import UnsupportedOp
 
 vops = torch.ops.vqc
@@ -35,7 +36,7 @@ def shapes(draw):
     )
     least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
     size = [least[0] + draw(st.integers(0, 6)), least[1] + draw(st.sampled_from([0, 1, 5, 17, 32, 63, 64, 70, 130]))]
-    channels = draw(st.sampled_from([1, 3, 31, 32, 33, 64, 70]))
+    channels = draw(st.sampled_from([1, 3, 16, 31, 32, 33, 40, 64, 70]))
     return (draw(st.integers(1, 2)), channels, *size), draw(st.integers(1, 41)), kernel, stride, padding, dilation
 
 
@@ -67,6 +68,28 @@ def program(case):
 @given(case=shapes())
 def test_any_shape(target, case):
     check(program(case), exact=True, target=target)
+
+
+def test_words_of_a_weight():
+    """Channels that fill no word share one among taps."""
+    found = {(c, k): pack_weight(signs(9, c, k, k)).shape[1]
+             for c, k in ((3, 3), (16, 3), (35, 3), (40, 3), (40, 5), (27, 3), (64, 3), (35, 1))}  # fmt: skip
+    assert found == {(3, 3): 2, (16, 3): 5, (35, 3): 11, (40, 3): 12, (40, 5): 32, (27, 3): 9, (64, 3): 18, (35, 1): 2}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_taps_that_share_words(target):
+    torch.manual_seed(4)
+
+    def case(channels, kernel, stride, padding, dilation):
+        w, scale = signs(9, channels, kernel, kernel), torch.rand(9)
+        return [signs(2, channels, 13, 70)], lambda b, x: b.call(
+            vops.bconv2d.default, x, w, scale, None, [stride, 1], [padding, 1], [1, dilation]
+        )
+
+    cases = [case(c, k, *g) for c, k in ((3, 3), (16, 3), (35, 3), (40, 5))
+             for g in ((1, 1, 1), (2, 0, 2), (3, 2, 1))]  # fmt: skip
+    check(together(cases), exact=True, target=target)
 
 
 def body(b, x, relu=aten.relu.default, tau=0.0):
