@@ -37,8 +37,17 @@ def cpu_name() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    line = next((x for x in text.splitlines() if x.startswith("model name")), "")
-    return line.partition(":")[2].strip() or platform.processor() or platform.machine()
+    return name_in(text) or platform.processor() or platform.machine()
+
+
+def name_in(cpuinfo: str) -> str:
+    """The name in Linux's list of processors; a virtual machine often hides its number, then with the numbers that tell
+    kinds of processors apart. Empty where there is none."""
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    name = told.get("model name", "")
+    if name and "cpu family" in told and not any(c.isdigit() for c in name):
+        return f"{name} (family {told['cpu family']}, model {told.get('model', 'unknown')})"
+    return name
 
 
 def measured_peaks(target: str, compiler: Compiler) -> Peaks:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vqc.backends.c import peak
 from vqc.backends.c.build import find_compiler
 from vqc.backends.c.cost import DEFAULT
-from vqc.backends.c.peak import _path, known_peaks, measured_peaks
+from vqc.backends.c.peak import _path, known_peaks, measured_peaks, name_in
 
 
 def test_peaks_are_measured_once_and_read_back(tmp_path, monkeypatch):
@@ -22,3 +24,12 @@ def test_peaks_are_measured_once_and_read_back(tmp_path, monkeypatch):
     _path("native", compiler).write_text('{"macs": 3}')  # damaged: measured again
     assert known_peaks("native", compiler) is DEFAULT
     assert set(measured_peaks("native", compiler).macs) == set(peaks.macs)
+
+
+@pytest.mark.parametrize(("cpuinfo", "name"), [
+    ("model\t: 17\nmodel name\t: AMD EPYC\ncpu family\t: 25\n", "AMD EPYC (family 25, model 17)"),
+    ("cpu family\t: 6\nmodel\t: 143\nmodel name\t: Intel(R) Xeon(R) Platinum 8481C\n", "Intel(R) Xeon(R) Platinum 8481C"),
+    ("processor\t: 0\nBogoMIPS\t: 50.00\n", ""), ("", ""),
+])  # fmt: skip
+def test_a_name_that_hides_its_number_comes_with_its_kind(cpuinfo, name):
+    assert name_in(cpuinfo) == name
