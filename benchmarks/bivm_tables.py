@@ -61,9 +61,9 @@ def _arm(records: Sequence[Record]) -> str:
     } for r in records]  # fmt: skip
     first = records[0]
     return (
-        f"\n64-bit Arm, counted under qemu on a frame of {first['counted_at']}; nothing was timed on Arm. Modelled: a core\n"
-        "of Cortex-A76's class at 2.86 GHz that issues 4 instructions a cycle, 2 of them on vectors, 2 loads or stores,\n"
-        "1 store, and never waits.\n\n"
+        f"\n64-bit Arm, counted under qemu on a frame of {first['counted_at']}; nothing was timed on Arm. Modelled: a\n"
+        "core of Cortex-A76's class at 2.86 GHz that issues 4 instructions a cycle, 2 of them on vectors, 2 loads or\n"
+        "stores, 1 store, and never waits.\n\n"
         + markdown(rows)
         + f"\nThe float twin (vqc C, float32) executes {first['ratio']:.1f} x the instructions and takes "
         f"{first['model_ratio']:.1f} x the modelled time of one bit.\n"
