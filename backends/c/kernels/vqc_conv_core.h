@@ -4,6 +4,7 @@
  *   CV_M  the same vector in memory, unaligned      CV_MAC(acc, x, w)  acc + x * w        CV_SMAC  the same on scalars
  *   CV_PAIR  input channels in one CV_E (1 or 2)    cv_job  the task's arguments
  *   cv_pack_row, cv_weights, cv_store, cv_direct    see where they are called
+ *   CV_NEAR(job)  0, or: a task's outputs begin at y, channels so many elements apart, whichever band they are of
  *
  * How it works. A task computes `rows` output rows of all output channels of a group. It copies the input rows it needs
  * into scratch, padded, one plane for each phase of the stride, so that output position (r, c) of tap k reads
@@ -15,9 +16,7 @@
 
 #include "vqc_phases.h"
 
-#ifndef CV_RUN_ONLY
 static size_t cv_align(size_t bytes) { return (bytes + VQC_ALIGN - 1) / VQC_ALIGN * VQC_ALIGN; }
-#endif
 static ptrdiff_t cv_min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 typedef struct cv_band {
@@ -141,7 +140,10 @@ static void cv_run(const cv_job *j, const cv_band *b, CV_E *expanded) {
 #include "vqc_conv_masked.h"
 #endif
 
-#ifndef CV_RUN_ONLY /* who calls cv_run alone needs no tasks */
+#ifndef CV_NEAR
+#define CV_NEAR(j) 0
+#endif
+
 /* Elements of one group's weights for `taps` taps of every output channel. */
 static ptrdiff_t cv_group_weights(ptrdiff_t og, ptrdiff_t taps) {
     const ptrdiff_t rest = og % 8;
@@ -177,10 +179,11 @@ static void cv_task(void *arg, int index, int worker) {
     b.group = group;
     b.og = p->o / p->groups;
     b.w = group * cv_group_weights(b.og, planes * taps);
-    b.y_plane = (ptrdiff_t)p->od * p->oh * p->ow;
+    b.y_plane = CV_NEAR(j) != 0 ? CV_NEAR(j) : (ptrdiff_t)p->od * p->oh * p->ow;
     b.y_row = p->ow;
     b.y_col = 1;
-    b.y = (batch * p->o + group * b.og) * b.y_plane + (depth * p->oh + row0) * p->ow;
+    b.y = group * b.og * b.y_plane;
+    if (CV_NEAR(j) == 0) b.y += batch * p->o * b.y_plane + (depth * p->oh + row0) * p->ow;
     if (cv_direct(j)) {
         off[0] = 0;
         b.x = (const CV_E *)j->x + x0 + depth * hw + row0 * p->w;
@@ -245,6 +248,7 @@ static void cv_task(void *arg, int index, int worker) {
     cv_run(j, &b, expanded);
 }
 
+#ifndef CV_TASK_ONLY /* who calls cv_task needs nothing that starts tasks */
 /* One task of a transposed convolution: index is (batch * groups + group) * bands + band, a band of rows of every phase.
  *
  * Phase (a, e) is the outputs y = a + sh * r, x = e + sw * c: a plain convolution at stride 1 with the taps that hit. */

@@ -18,15 +18,15 @@ typedef struct cv_job {
     float *y;
     unsigned char *scratch;
     const uint8_t *mask; /* NULL: everything is computed */
+    ptrdiff_t near;      /* CV_NEAR */
 } cv_job;
+#define CV_NEAR(j) ((j)->near)
 
-#ifndef CV_RUN_ONLY
 /* A 1x1 convolution reads its input where it is. */
 static int cv_direct(const cv_job *j) {
     const vqc_conv_params *p = j->p;
     return p->kd * p->kh * p->kw == 1 && p->sd * p->sh * p->sw == 1 && p->pd + p->ph + p->pw == 0;
 }
-#endif
 
 static const float *cv_weights(const cv_job *j, ptrdiff_t at, ptrdiff_t count, float *expanded) {
     (void)count;
@@ -46,7 +46,6 @@ static inline void cv_prefetch(const float *row, ptrdiff_t channel, ptrdiff_t n)
 #endif
 }
 
-#ifndef CV_RUN_ONLY
 /* dst[t] = row[left + t * step], zero outside the row. */
 static void cv_pack_row(const cv_job *j, float *restrict dst, const ptrdiff_t *from, const ptrdiff_t *channel,
                         ptrdiff_t left, ptrdiff_t step, ptrdiff_t count) {
@@ -70,7 +69,6 @@ static void cv_pack_row(const cv_job *j, float *restrict dst, const ptrdiff_t *f
         }
     }
 }
-#endif
 
 static float cv_hardsigmoid(float v) {
     const float s = v + 3.0f;
@@ -137,6 +135,6 @@ static void cv_blank(const cv_job *j, ptrdiff_t at, ptrdiff_t n) { memset(j->y +
 #define CV_ENTRY(NAME, TRANSPOSED)                                                                                    \
     void NAME(const vqc_model *m, const vqc_conv_params *p, const float *x, const float *w, const float *bias,        \
               const float *slope, float *y, void *scratch) {                                                          \
-        cv_job j = {p, x, w, bias, slope, y, (unsigned char *)scratch, NULL};                                             \
+        cv_job j = {p, x, w, bias, slope, y, (unsigned char *)scratch, NULL, 0};                                      \
         cv_launch(m, &j, TRANSPOSED);                                                                                 \
     }

@@ -11,7 +11,7 @@ from torch import fx
 
 from vqc.backends.c import rows as row_programs
 from vqc.backends.c.expr import Expr
-from vqc.backends.c.ir import Array, Buffer, Call, Ref, Struct, Value, dense_strides, numel
+from vqc.backends.c.ir import Array, Buffer, Call, Ref, Scratch, Struct, Value, align, dense_strides, numel
 from vqc.backends.c.lower import Lowering
 from vqc.backends.c.packing import Geometry, pack_conv, pack_transposed
 from vqc.backends.c.registry import FLOATS, all_of, lowering, op_name
@@ -140,17 +140,34 @@ def takes_rows(program: Program, node: fx.Node, e: Expr) -> bool:
 def _first(ctx: Lowering, shape: Sequence[int], operands: Sequence[row_programs.Operand]) -> tuple[int, Call] | None:
     """An operand of a row program of [N,C,H,W], which nothing else reads, and the 1x1 convolution that computes it."""
     for i, v in enumerate(o.value for o in operands):
-        made = [c for c in ctx.calls if v.buffer in c.writes]
-        if [c.kernel for c in made] != ["vqc_conv_f32"] or not v.is_whole or v.shape != tuple(shape):
+        made = _made_for_this(ctx, v, shape, "vqc_conv_f32")
+        if made is None:
             continue
-        held = [n for n, x in ctx.env.items() if isinstance(x, Value) and x.buffer is v.buffer]
-        others = any(v.buffer in c.reads for c in ctx.calls) or any(len(n.users) > 1 for n in held)
-        conv = next(n for n in ctx.program.calls if n.name == made[0].node)
+        conv = next(n for n in ctx.program.calls if n.name == made.node)
         geo = geometry(conv, conv.args[1].meta["val"], transposed=False)
-        small = 4 * ROWS_RUN * (shape[1] + geo.o) <= ROWS_BYTES
-        if geo.direct and geo.groups == 1 and small and not others:
-            return i, made[0]
+        if geo.direct and geo.groups == 1 and 4 * ROWS_RUN * (shape[1] + geo.o) <= ROWS_BYTES:
+            return i, made
     return None
+
+
+def _masked(ctx: Lowering, shape: Sequence[int], operands: Sequence[row_programs.Operand]) -> tuple[int, Call] | None:
+    """The same for a convolution under a mask, whose zeros are then never stored."""
+    for i, v in enumerate(o.value for o in operands):
+        made = _made_for_this(ctx, v, shape, "vqc_masked_conv_f32")
+        if made is not None and made.params.fields["groups"] == 1:
+            return i, made
+    return None
+
+
+def _made_for_this(ctx: Lowering, v: Value, shape: Sequence[int], kernel: str) -> Call | None:
+    """The call of a kernel that makes an operand, a whole tensor of this shape, which nothing else reads."""
+    made = [c for c in ctx.calls if v.buffer in c.writes]
+    if [c.kernel for c in made] != [kernel] or not v.is_whole or v.shape != tuple(shape):
+        return None
+    held = [n for n, x in ctx.env.items() if isinstance(x, Value) and x.buffer is v.buffer]
+    if any(v.buffer in c.reads for c in ctx.calls) or any(len(n.users) > 1 for n in held):
+        return None
+    return made[0]
 
 
 def _lower_rows(ctx: Lowering, node: fx.Node, e: Expr, geo: Geometry, fields: dict[str, Any], w: Value,
@@ -162,21 +179,34 @@ def _lower_rows(ctx: Lowering, node: fx.Node, e: Expr, geo: Geometry, fields: di
     more: dict[str, Any] = {"conv": Struct("vqc_conv_params", fields),
                             "rest": row_programs.rows_struct(ctx, code, [made])}  # fmt: skip
     operands, channels = [Ref(o.value.buffer, o.value.start) for o in code.operands], geo.c
-    inner: tuple[Any, ...] = (None, None, None)
-    first = _first(ctx, shape, code.operands)
-    if first is not None:
-        at, call = first
-        read = code.operands[at].value
+    inner: list[Any] = [None] * 6
+
+    def take(at: int, call: Call, field: str, place: str) -> list[Any]:
+        """Make an operand's call a part of this one; gives its arguments behind the input."""
         ctx.calls.remove(call)
-        x, *rest = call.args[:4]
+        x, *rest = call.args
         assert isinstance(x, Ref)
-        operands[at], inner = x, tuple(rest)
-        channels += shape[1]
-        more |= {"first": Array("vqc_conv_params", (Struct("vqc_conv_params", call.params.fields),)), "at": at}
+        operands[at] = x
+        more.update({field: Array("vqc_conv_params", (Struct("vqc_conv_params", call.params.fields),)), place: at})
+        read = code.operands[at].value
         for name in (call.node, *(n.name for n, v in ctx.env.items() if v is read)):
             ctx.kernels[name] = f"in vqc_conv_rows_f32 of {node.name}"
+        return rest
+
+    first = _first(ctx, shape, code.operands)
+    if first is not None:
+        inner[:3] = take(*first, "first", "at")[:3]
+        channels += shape[1]
+    scratch = align(4 * ROWS_RUN * channels)
+    masked = _masked(ctx, shape, code.operands)
+    if masked is not None:
+        fields_of = masked[1].params.fields
+        room = next(a.size for a in masked[1].args if isinstance(a, Scratch))
+        scratch += align(4 * fields_of["o"] * fields_of["rows"] * fields_of["ow"]) + room
+        weight, bias, _, mask = take(*masked, "masked", "masked_at")[:4]
+        inner[3:] = [weight, bias, mask]
     ctx.call("vqc_conv_rows_f32", "conv_rows", Struct("vqc_conv_rows_params", more), tuple(operands) or None, w, b,
-             slopes, *inner, out=[ctx.result(last)], scratch=4 * ROWS_RUN * channels)  # fmt: skip
+             slopes, *inner, out=[ctx.result(last)], scratch=scratch)  # fmt: skip
     if last is not node:
         ctx.kernels[last.name] = "vqc_conv_rows_f32"
     ctx.kernels[node.args[0].name] = f"in vqc_conv_rows_f32 of {node.name}"
