@@ -12,7 +12,7 @@ import torch
 from vqc import spec
 from vqc.errors import CaptureError
 from vqc.frontend.build import build
-from vqc.frontend.explore import settle
+from vqc.frontend.explore import check_second_call, settle
 from vqc.frontend.states import declare, discover
 from vqc.frontend.target import Target
 from vqc.frontend.verify import verify
@@ -69,11 +69,12 @@ def capture(model: Any, example: Any = None, *, states: Mapping[str, Any] | None
     session.keep_scan = keep_scan
     with session.restored():
         recording, reads = discover(session)
+        second = check_second_call(session, recording)
         settled = settle(session, recording, reads)
         program, notes = build(session, recording, settled, plan, name)
         program = _with_ranges(program, known_ranges or {}, frames or {})
         spec.check(program, "capture")
-        notes += verify(session, program, plan)
+        notes += [*second, *verify(session, program, plan)]
     program.notes = (program.summary(), *notes)
     return program.recorded(PassRecord("capture", {"operators": len(program.calls)}, notes=program.notes))
 

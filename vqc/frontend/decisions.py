@@ -19,6 +19,8 @@ WAYS_OUT = (
     "breaks the graph there"
 )
 
+INDEX_WAY_OUT = "if it is an index, use the tensor itself (ring[:, pos] = x, index_select); else "
+
 
 @dataclass(frozen=True)
 class Decision:

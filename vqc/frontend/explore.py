@@ -15,7 +15,16 @@ from torch import fx
 
 from vqc.errors import CaptureError, VqcError
 from vqc.frontend.canonical import Constants, content_key
-from vqc.frontend.decisions import OTHER_NUMBERS, WAYS_OUT, Decision, Plan, Site, TooLong, tests_exact_equality
+from vqc.frontend.decisions import (
+    INDEX_WAY_OUT,
+    OTHER_NUMBERS,
+    WAYS_OUT,
+    Decision,
+    Plan,
+    Site,
+    TooLong,
+    tests_exact_equality,
+)
 from vqc.frontend.session import Recording, Session
 
 
@@ -82,6 +91,44 @@ def _other(session: Session, plan: Plan, keys: dict[Any, int], mine: Any) -> str
     return "" if summary(other, keys) == mine else "differs"
 
 
+_FLAG_WAY_OUT = (
+    "run the network once and capture it after its first frame, or keep None where a state is not yet there and ask "
+    "for that (`if self.h is None`)"
+)
+_COUNTER_WAY_OUT = (
+    "keep it in a buffer, as a tensor that forward computes and indexes with: register_buffer('pos', torch.zeros((), "
+    "dtype=torch.long)), ring[:, self.pos % 4] = x; or use torch.compile(model, backend='vqc'), which compiles anew "
+    "for other numbers"
+)
+
+
+def check_second_call(session: Session, recording: Recording) -> list[str]:
+    """Raise CaptureError when numbers that Python keeps make the second call compute something else than the first.
+
+    A verification of a few steps may not see it: a position in a ring buffer shows when the ring is full.
+    Returns notes.
+    """
+    if not session.python_changes:
+        return []
+    keys: dict[Any, int] = {}
+    mine = summary(recording, keys)
+    try:
+        with _silent():
+            second = session.record(second=True)
+            numbers = session.moved_numbers
+    except Exception as e:  # a second call on the same data may be refused by the user's code: verification goes on
+        return [f"the second call was not compared with the first: it raises {type(e).__name__}"]
+    if numbers and summary(second, keys) != mine:
+        path, first, then = numbers[0]
+        raise CaptureError(
+            "the network computes something else at its second call",
+            where=f"{path}, which is {first!r} at the first call and {then!r} at the second",
+            why="what Python keeps is fixed at capture",
+            way_out=_FLAG_WAY_OUT if isinstance(first, bool) else _COUNTER_WAY_OUT,
+        )
+    return []
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """A branch that is only tried must not tell the user that it ran."""
@@ -108,7 +155,7 @@ def _judge(settled: Settled, decisions: list[Decision], outcome: str) -> None:
         f"{first.operator} reads a value that depends on the input, and it decides what is computed",
         where=str(first.place or ""),
         why=f"it was {first.value!r}; with another value the network computes something else",
-        way_out=WAYS_OUT,
+        way_out=(INDEX_WAY_OUT if type(first.value) is int else "") + WAYS_OUT,
     )
 
 

@@ -23,6 +23,16 @@ def geometry(t: torch.Tensor) -> Geometry:
     return (tuple(t.size()), tuple(t.stride()), t.storage_offset(), t.dtype, t.is_conj(), t.is_neg())
 
 
+@dataclass(frozen=True)
+class Picked:
+    """Memory that is a copy here and a view of `base` in PyTorch, made at `place` when that had been written `version`
+    times: as good as the view while neither is written."""
+
+    place: str
+    base: Storage
+    version: int
+
+
 @dataclass(eq=False)
 class Storage:
     """One piece of memory: its root value, how often it was written, and what is known about its contents.
@@ -40,6 +50,7 @@ class Storage:
     external: torch.Tensor | None = None
     saved: torch.UntypedStorage | None = None
     opaque: bool = False
+    picked: Picked | None = None
     roots: list[Value] = field(default_factory=list)
     known: dict[Geometry, Value] = field(default_factory=dict)
 

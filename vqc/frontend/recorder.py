@@ -23,6 +23,7 @@ from vqc.frontend.emit import Emitter, aten
 from vqc.frontend.functionalize import (
     GatherView,
     Geometry,
+    Picked,
     Storage,
     Value,
     View,
@@ -179,7 +180,20 @@ class Recorder:
             storage.known[where] = known
         return known
 
+    def pick(self, tensor: torch.Tensor, base: torch.Tensor) -> None:
+        """Remember that a tensor just made is a copy of what is a view of `base` in PyTorch."""
+        storage = self.value_of(base).storage
+        self.value_of(tensor).storage.picked = Picked(str(user_place() or ""), storage, storage.version)
+
     def _check_written(self, value: Value) -> None:
+        picked = value.storage.picked
+        if picked is not None and picked.base.version != picked.version:
+            raise CaptureError(
+                "a part of a tensor that was picked by a number in a tensor is read after the tensor was written",
+                where=str(user_place() or ""),
+                why=f"it was picked at {picked.place}, and PyTorch shows the new values in it",
+                way_out="take a clone() of it where it is picked, or pick it again after the write",
+            )
         made = value.storage.unwritten
         if made is not None and _numel(value.shape):
             raise CaptureError(

@@ -43,6 +43,15 @@ class SlotState:
             leaves[i] = t
         return pytree.tree_unflatten(leaves, self.spec)
 
+    def put_back(self) -> None:
+        """Give the attribute its tensors of the first frame again; what else is in it stays."""
+        leaves, spec = pytree.tree_flatten(self.slot.get())
+        if spec != self.spec:
+            return
+        for i, live, reset in zip(self.which, self.live, self.resets, strict=True):
+            leaves[i] = live if live is not None else reset.clone()
+        self.slot.container[self.slot.key] = pytree.tree_unflatten(leaves, spec)
+
     def tensors_in(self, value: Any) -> list[torch.Tensor] | None:
         """The state tensors in a value of the attribute, None when its structure or their shapes are others."""
         leaves, spec = pytree.tree_flatten(value)
@@ -95,6 +104,7 @@ class Session:
         self.keep_scan = False
         self.state_leaves: list[int] = []  # leaves that are states, in the order of the states
         self.python_changes = False  # a run left other Python values behind than it found
+        self.moved_numbers: list[tuple[str, Any, Any]] = []  # attributes before and after the first call, if recorded
         self._bytes: dict[int, tuple[torch.Tensor, torch.UntypedStorage]] = {}
 
     def _weight_names(self) -> Names:
@@ -135,17 +145,39 @@ class Session:
 
     def _restore(self) -> None:
         self.snapshot.restore()
+        self._restore_bytes()
+
+    def _moved_numbers(self) -> list[tuple[str, Any, Any]]:
+        found = []
+        for path, old in self.before.items():
+            now = pytree.tree_leaves(self.start[path].get())
+            for a, b in zip(old, now, strict=False):
+                if isinstance(a, (int, float, str)) and isinstance(b, (int, float, str)) and a != b:
+                    found.append((path, a, b))
+        return found
+
+    def _restore_bytes(self) -> None:
         with torch.no_grad():
             for tensor, saved in self._bytes.values():
                 tensor.untyped_storage().copy_(saved)
 
-    def record(self, plan: Plan | None = None) -> Recording:
-        """Run the target once from the start and record it. Errors of the user's code come through as they are."""
+    def record(self, plan: Plan | None = None, second: bool = False) -> Recording:
+        """Run the target once from the start and record it. Errors of the user's code come through as they are.
+
+        `second`: what is recorded is the second call, with the tensors of the first: only what Python keeps has
+        moved on.
+        """
         trail = ModuleTrail({id(m): n for n, m in self.target.modules.items()})
         recorder = Recorder(self.weights, trail, plan)
         recorder.keep_scan = self.keep_scan
         try:
             self._restore()
+            if second:
+                self.eager(self.leaves)
+                self.moved_numbers = self._moved_numbers()
+                self._restore_bytes()
+                for s in self.slot_states:
+                    s.put_back()
             recording = self._record(recorder)
             self.python_changes = self.python_changes or self.snapshot.changed()
             return recording

@@ -73,14 +73,17 @@ def declare(target: Target, args: tuple, kwargs: dict, states: Mapping[str, Any]
     """
     user_leaves, user_spec = pytree.tree_flatten((args, kwargs))
     user_names = target.leaf_names(args, kwargs)
-    specs = _spread(_specs(states), target, args, kwargs)
-    full = dict(kwargs)
+    given_specs = _specs(states)
+    full = kwargs | target.containers([s.input for s in given_specs.values()], args, kwargs)
+    specs = _spread(given_specs, target, args, full)
+    known, added = target.leaf_names(args, full), []
     for s in specs.values():
-        if s.input not in user_names:
-            if not target.accepts(s.input) or any(n.startswith(f"{s.input}_") for n in user_names):
+        if s.input not in known:
+            if not target.accepts(s.input) or any(n.startswith(f"{s.input}_") for n in known):
                 raise CaptureError(f"there is no argument {s.input!r} to be a state",
-                                   way_out="use one of " + ", ".join(user_names))  # fmt: skip
+                                   way_out="use one of " + ", ".join(known))  # fmt: skip
             full[s.input] = None
+            added.append(s.input)
     session = Session(target, args, full)
     start_leaves = list(session.leaves)
     plan = StatePlan([], user_spec, user_leaves, user_names, start_leaves)
@@ -94,14 +97,15 @@ def declare(target: Target, args: tuple, kwargs: dict, states: Mapping[str, Any]
         none_first = not isinstance(given, torch.Tensor) and s.reset is None
         if not isinstance(reset, torch.Tensor):
             if results is None:
-                with session.restored():
-                    results = compat.flatten_with_path(session.eager(start_leaves))[0]
+                results = _first_results(session, start_leaves, [s.input for s in specs.values() if s.input in added])
             if not 0 <= s.output < len(results):
                 raise CaptureError(f"state {name} is said to be output {s.output}",
                                    why=f"the network returns {len(results)} values")  # fmt: skip
             after = results[s.output][1]
             if not isinstance(after, torch.Tensor):
-                raise CaptureError(f"output {s.output}, the next value of state {name}, is a {type(after).__name__}")
+                raise CaptureError(f"output {s.output}, the next value of state {name}, is no tensor but of type "
+                                   f"{type(after).__name__}", way_out="give and return it as a tensor of one element, "
+                                   "such as torch.zeros((), dtype=torch.long), and index with that")  # fmt: skip
             reset = torch.zeros_like(after)
             _check_alone(session, specs, s, leaf, reset, results)
         plan.declared.append(DeclaredState(identifier(name), s, leaf, reset.detach().clone(), none_first))
@@ -114,7 +118,8 @@ def _spread(specs: dict[str, StateSpec], target: Target, args: tuple, kwargs: di
     """Every spec of a tuple, list, dictionary or `*arguments` as one for each tensor in it.
 
     The next value of a tensor is what stands at its place in the container whose first leaf is the spec's output, in
-    whatever order the network fills a dictionary; for `*arguments`, one result after another.
+    whatever order the network fills a dictionary; for `*arguments`, and where the results have no such container, one
+    result after another.
     """
     names = target.leaf_names(args, kwargs)
     if all(s.input in names for s in specs.values()):
@@ -127,7 +132,7 @@ def _spread(specs: dict[str, StateSpec], target: Target, args: tuple, kwargs: di
         if not mine:
             spread[name] = s
             continue
-        if s.reset is not None or not all(isinstance(inputs[i][1], torch.Tensor) for i in mine):
+        if s.reset is not None or not all(isinstance(inputs[i][1], (torch.Tensor, type(None))) for i in mine):
             raise CaptureError(f"state {name} is not made of tensors alone, or has one reset value for all of them",
                                way_out="declare each of " + ", ".join(names[i] for i in mine))  # fmt: skip
         if results is None:
@@ -154,9 +159,27 @@ def _places(name: str, s: StateSpec, paths: list[Any], results: list[Any]) -> li
                 places = {str(found[i][depth:]): i for i in under}
                 if all(str(w) in places for w in wanted):
                     return [places[str(w)] for w in wanted]
+        after = found[s.output : s.output + len(wanted)]
+        if len(after) == len(wanted) and all(len(path) == 1 for path in [*after, *wanted]):  # (picture, *states)
+            return list(range(s.output, s.output + len(wanted)))
     raise CaptureError(f"state {name} is made of {len(paths)} tensors, and its next value, from output {s.output} on, "
                        "is not", why=f"the network returns {len(found)} values",
                        way_out="name the tensors one by one, as in {'state_0': 1, 'state_1': 2}")  # fmt: skip
+
+
+def _first_results(session: Session, leaves: list[Any], none: list[str]) -> list[Any]:
+    """What the network returns at the first frame, with None for the arguments `none`, which the user did not give."""
+    with session.restored():
+        try:
+            return compat.flatten_with_path(session.eager(leaves))[0]
+        except Exception as e:  # the user's own code, given what it may not take; the cause is kept
+            if not none:
+                raise
+            raise CaptureError(
+                f"the network does not take None as {', '.join(none)}", why=f"{type(e).__name__}: {e}",
+                way_out="give its value at the first frame in the example: a tensor, or a tuple, list or dictionary of "
+                        "tensors as forward takes it",
+            ) from e  # fmt: skip
 
 
 def _check_alone(session: Session, specs: Mapping[str, StateSpec], s: StateSpec, leaf: int, reset: torch.Tensor,

@@ -81,6 +81,14 @@ class Target:
                 found.append(i)
         return found
 
+    def containers(self, names: Sequence[str], args: tuple, kwargs: dict) -> dict[str, Any]:
+        """Defaults of these parameters that are tuples, lists or dictionaries, of those that are not given."""
+        if self.signature is None:
+            return {}
+        given = {*self._positions(len(args)), *kwargs}
+        defaults = {n: p.default for n, p in self.signature.parameters.items() if n in names and n not in given}
+        return {n: d for n, d in defaults.items() if isinstance(d, (tuple, list, dict)) and d}
+
     def accepts(self, name: str) -> bool:
         """Whether the callable has a parameter of this name (or takes any)."""
         if self.signature is None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vqc.frontend.recorder import Recorder
 
 _PRINTS = {torch.Tensor.__repr__, torch.Tensor.__format__}
+_INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
+_PLAIN = (slice, int, type(None), type(...), torch.Tensor)
 _FROM_LISTS = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
 
 
@@ -40,6 +42,15 @@ class Watch(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func is torch.Tensor.__deepcopy__ and self.recorder.is_data(args[0]):
             return args[0].clone()
+        if func in _INDEXING and (found := _one_index(self.recorder, args[0], args[1])):
+            index, behind = found
+            if func is torch.Tensor.__setitem__:
+                value = args[2]
+                several = isinstance(value, torch.Tensor) and value.ndim > behind
+                return func(args[0], index, value.unsqueeze(-1 - behind) if several else value)
+            picked = func(args[0], index).squeeze(-1 - behind)
+            self.recorder.pick(picked, args[0])
+            return picked
         if func in _FROM_LISTS:
             values = args[1] if func is torch.Tensor.new_tensor else (args[0] if args else kwargs.get("data"))
             if isinstance(values, (list, tuple)) and any(
@@ -47,6 +58,27 @@ class Watch(TorchFunctionMode):
             ):
                 return _stacked(values, kwargs.get("dtype"))
         return func(*args, **kwargs)
+
+
+def _one_index(recorder: Recorder, tensor: torch.Tensor, index: Any) -> tuple[tuple[Any, ...], int] | None:
+    """An index such as `[:, pos]`, where `pos` is a number in a tensor that depends on the data, without reading `pos`.
+
+    PyTorch reads it, and takes a slice. Given as a tensor of one element it stays in the graph, and its dimension of
+    one stays in the result: `behind` is how many dimensions come after that. None for any other index.
+    """
+    items = index if isinstance(index, tuple) else (index,)
+    own = [i for i, x in enumerate(items) if isinstance(x, torch.Tensor)]
+    if len(own) != 1 or any(isinstance(x, bool) or not isinstance(x, _PLAIN) for x in items):
+        return None
+    at, number = own[0], items[own[0]]
+    if number.ndim or number.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
+        return None
+    if not recorder.is_data(number):
+        return None
+    after = sum(isinstance(x, slice) or x is None for x in items[at + 1 :])
+    if ... not in items[:at]:
+        after += tensor.ndim - sum(x is not None and x is not ... for x in items)
+    return (*items[:at], number.reshape(1), *items[at + 1 :]), after
 
 
 def _stacked(values: Any, dtype: torch.dtype | None) -> torch.Tensor:

@@ -74,6 +74,10 @@ def record_write(rec: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
 def before_write(rec: Recorder, value: Value) -> None:
     """Keep the bytes of memory that was there before the recorded code, to put them back afterwards."""
     storage = value.storage
+    if storage.picked is not None:
+        raise CaptureError("a part of a tensor that was picked by a number in a tensor is written in place",
+                           where=str(user_place() or ""), why=f"it was picked at {storage.picked.place}",
+                           way_out="compute a new value and assign it: ring[:, pos] = ring[:, pos] + x")  # fmt: skip
     if storage.external is not None:
         if len(storage.roots) > 1:
             raise CaptureError("two tensors share memory and one of them is written in forward",
