@@ -129,6 +129,26 @@ def scalars_in_scan() -> Iterator[None]:
 
 
 @contextmanager
+def sums_out_of_place() -> Iterator[None]:
+    """Let Inductor give `conv(x) + y` memory of its own, where it would add a oneDNN convolution into y's.
+
+    It loses sight of that (torch 2.13): a later reader of the sum may be put into one loop with what makes y, before
+    the convolution has run, and then reads y in its place.
+    """
+    if not torch.backends.mkldnn.is_available():
+        yield
+        return
+    from torch._inductor.fx_passes import mkldnn_fusion
+
+    allowed = mkldnn_fusion._can_be_inplace
+    mkldnn_fusion._can_be_inplace = lambda other: False
+    try:
+        yield
+    finally:
+        mkldnn_fusion._can_be_inplace = allowed
+
+
+@contextmanager
 def own_random_state() -> Iterator[None]:
     """Leave the CPU and CUDA random generators as they were."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -20,6 +20,8 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from vqc import compat
+
 aten = torch.ops.aten
 _FOLDED = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 
@@ -37,7 +39,7 @@ class FoldingBarrier(CustomGraphPass):
             _protect(graph, conv)
 
     def uuid(self) -> Any:
-        own = get_hash_for_files((__file__,))
+        own = get_hash_for_files((__file__, compat.__file__))  # code of Inductor's cache was made with both
         return own if self.before is None else (own, self.before.uuid())
 
 

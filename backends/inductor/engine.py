@@ -47,7 +47,7 @@ def compile_plain(gm: fx.GraphModule, inputs: Sequence[Any], settings: Mapping[s
 def _compile(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Compiled:
     from torch._inductor.compile_fx import compile_fx
 
-    with compat.outside_tracing(), compat.own_random_state(), torch.no_grad():
+    with compat.outside_tracing(), compat.own_random_state(), compat.sums_out_of_place(), torch.no_grad():
         return compile_fx(gm, compat.fakes(inputs)[1], config_patches=settings)  # type: ignore[return-value]
 
 

@@ -116,6 +116,33 @@ def test_frozen_folding_is_right(kind):
         assert torch.allclose(got, model(x), atol=1e-5)
 
 
+class AddsToWhatIsReadLater(nn.Module):
+    """Two residuals, as of a network with branches; the second one's sum is mixed with a resized picture.
+
+    Inductor goes wrong where the factor of the resizing is no whole number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(5))
+
+    def forward(self, x):
+        a, b, c, d, last = self.layers
+        gate = torch.sigmoid(torch.relu(a(x)) + b(x))
+        y = x.flip(2) * x.flip(3)
+        z = d(c(y)) + y
+        small = nn.functional.interpolate(x[..., ::4, ::4], x.shape[2:], mode="bilinear")
+        return last(gate * z + (1 - gate) * small)
+
+
+def test_a_sum_is_not_written_over_what_is_added():
+    torch.manual_seed(0)
+    model, x = AddsToWhatIsReadLater().eval(), torch.rand(1, 4, 23, 40)
+    with torch.no_grad():
+        (got,) = compile_frozen(_traced(model, x), [x])(x)
+        assert torch.allclose(got, model(x), atol=1e-5)
+
+
 def test_a_users_pass_runs_before_the_barrier():
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -149,9 +176,9 @@ def test_plain_takes_weights_as_inputs():
         assert torch.allclose(fast(x, other)[0], x @ other, atol=1e-6)
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def _traced(model: nn.Module, x: torch.Tensor | None = None) -> fx.GraphModule:
     """A graph with the module's weights as attributes and one flat result, as the door makes them."""
-    gm = torch.export.export(model, (torch.rand(1, 4, 8, 8),)).module()
+    gm = torch.export.export(model, (torch.rand(1, 4, 8, 8) if x is None else x,)).module()
     graph, values = fx.Graph(), {}
     for n in gm.graph.nodes:
         if n.op == "call_module":

@@ -125,3 +125,13 @@ def test_a_missing_compiler_of_inductor_is_told(tmp_path):
     missing = torch._inductor.config.patch("cpp.cxx", (None, str(tmp_path / "c++")))
     with missing, pytest.raises(TargetError, match="no C\\+\\+ compiler"):
         backend_for("inductor").ready("inductor")
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_sums_are_put_out_of_place_and_back():
+    from torch._inductor.fx_passes import mkldnn_fusion
+
+    before = mkldnn_fusion._can_be_inplace
+    with compat.sums_out_of_place():
+        assert mkldnn_fusion._can_be_inplace(None) is False
+    assert mkldnn_fusion._can_be_inplace is before
