@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from dataclasses import fields
 from pathlib import Path
@@ -248,3 +249,65 @@ def test_an_assumption_that_is_no_boolean_is_refused(recurrent: Program, tmp_pat
     wrong.assumptions = (Assumption(0, True, "here", "x > 0"),)
     with pytest.raises(ArtifactError, match="no boolean scalar"):
         vqc.save(wrong, tmp_path / "p.vqc")
+
+
+def _square(x: torch.Tensor) -> torch.Tensor:
+    return x[0, 0] @ x[0, 0].T + torch.eye(8)
+
+
+SEVERAL = {
+    "cummax": lambda x: x.cummax(1),
+    "cummin": lambda x: x.cummin(-1),
+    "mode": lambda x: x.round().mode(1),
+    "nanmedian": lambda x: x.nanmedian(1),
+    "kthvalue": lambda x: x.kthvalue(2, 1),
+    "frexp": torch.frexp,
+    "aminmax": lambda x: torch.aminmax(x, dim=1),
+    "std_mean": lambda x: torch.std_mean(x, 1),
+    "svd": lambda x: torch.linalg.svd(x[0, 0]),
+    "qr": lambda x: torch.linalg.qr(x[0, 0]),
+    "eig": lambda x: torch.linalg.eig(x[0, 0]),
+    "eigh": lambda x: torch.linalg.eigh(_square(x)),
+    "slogdet": lambda x: torch.linalg.slogdet(_square(x)),
+    "cholesky": lambda x: torch.linalg.cholesky(_square(x)),
+    "inverse": lambda x: torch.linalg.inv(_square(x)),
+    "solve": lambda x: torch.linalg.solve(_square(x), x[0, 1]),
+    "lu": lambda x: torch.linalg.lu(x[0, 0]),
+    "lu_factor": lambda x: torch.linalg.lu_factor(_square(x)),
+    "ldl_factor": lambda x: torch.linalg.ldl_factor(_square(x)),
+    "lu_unpack": lambda x: torch.lu_unpack(*torch.linalg.lu_factor(_square(x))),
+    "weight_norm": lambda x: torch.ops.aten._weight_norm_interface(x, x.sum((1, 2, 3), keepdim=True)),
+}
+ONE = {
+    "logcumsumexp": lambda x: x.logcumsumexp(1),
+    "nansum": lambda x: x.nansum(1),
+    "cross": lambda x: torch.linalg.cross(x, x.roll(1, 3), dim=1),
+    "matrix_exp": lambda x: torch.linalg.matrix_exp(x[0, 0]),
+    "diag_embed": lambda x: x.diag_embed(),
+    "trace": lambda x: x[0, 0].trace(),
+    "ldexp": lambda x: torch.ldexp(x, torch.tensor(3)),
+    "isin": lambda x: torch.isin(x, torch.tensor([0.5, 0.25])),
+    "i0e": torch.special.i0e,
+    "renorm": lambda x: x.renorm(2, 1, 0.5),
+    "huber_loss": lambda x: nn.functional.huber_loss(x, x.flip(1)),
+    "triangular": lambda x: torch.linalg.solve_triangular(x[0, 0].triu() + torch.eye(8), x[0, 1], upper=True),
+}
+
+
+@pytest.mark.parametrize("name", [*SEVERAL, *ONE])
+def test_operators_beside_those_that_networks_are_made_of(name: str, tmp_path: Path):
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    program = vqc.capture((SEVERAL | ONE)[name], x)
+    loaded = again(program, tmp_path)
+    assert str(loaded) == str(program)  # their named tuples come back as tuples
+    for a, b in zip(evaluate(program, [x]), evaluate(loaded, [x]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_operators_that_trust_numbers_in_tensors_are_left_out(tmp_path: Path):
+    x = torch.rand(1, 3, 8, 8)
+    factors, pivots = torch.linalg.lu_factor(_square(x))
+    for solve in (torch.linalg.lu_solve, torch.linalg.ldl_solve):
+        program = vqc.capture(functools.partial(solve, factors, pivots), x[0, 1])
+        with pytest.raises(ArtifactError, match="not among the operators a file may name"):
+            again(program, tmp_path)
