@@ -82,6 +82,24 @@ def _bilinear(g: Graph, node: fx.Node) -> Results:
     return resize(g, node, zooms, mode="linear", coordinate_transformation_mode=mode)
 
 
+@rule("aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa")
+def _antialiased(g: Graph, node: fx.Node) -> Results:
+    """Two products with the filters of rows and of columns: OpenVINO's Resize skips antialiasing and says nothing."""
+    bound, value, outs = g.bound(node), g.value(node.args[0]), shape_of(node)[2:]
+    for axis, (size, out, key) in enumerate(
+        zip(shape_of(node.args[0])[2:], outs, ("scales_h", "scales_w"), strict=True)
+    ):
+        if size == out and bound[key] in (None, 1.0):
+            continue
+        unit = torch.eye(size, dtype=dtype_of(node)).view(1, 1, size, size)
+        taps = node.target(unit, [out, size], bound["align_corners"], bound[key])[0, 0]  # [out,size]
+        if axis == 0:
+            value = g.emit("MatMul", g.constant(taps.numpy(), "rows"), value)
+        else:
+            value = g.emit("MatMul", value, g.constant(taps.T.contiguous().numpy(), "columns"))
+    return value if value != g.value(node.args[0]) else g.emit("Identity", value)
+
+
 @rule("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")
 def _nearest(g: Graph, node: fx.Node) -> Results:
     bound = g.bound(node)
@@ -94,11 +112,10 @@ _MODES = {0: "linear", 1: "nearest", 2: "cubic"}
 _PADDING = {0: "zeros", 1: "border", 2: "reflection"}
 
 
-@rule("aten::grid_sampler_2d", "aten::grid_sampler", "vqc::grid_sample")
+@rule("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::grid_sampler", "vqc::grid_sample")
 def _grid_sample(g: Graph, node: fx.Node) -> Results:
     bound = g.bound(node)
     x = bound["x"] if "x" in bound else bound["input"]
-    need(len(shape_of(x)) == 4, "a rank other than 4")
     padding = bound["padding_mode"]
     return g.emit("GridSample", g.value(x), g.value(bound["grid"]), mode=_MODES[bound.get("interpolation_mode", 0)],
                   padding_mode=padding if isinstance(padding, str) else _PADDING[padding],

@@ -1,4 +1,4 @@
-"""Rules of operators that order, mark and write by index: sort, any, scatter, index_put; and what goes with them."""
+"""Rules of operators that order, mark and write by index (sort, any, scatter, index_put); and what goes with them."""
 
 from __future__ import annotations
 
@@ -61,6 +61,21 @@ def _index_put(g: Graph, node: fx.Node) -> Results:
     return g.emit("ScatterElements", g.value(x), places, written, axis=axis)
 
 
+@rule("aten::index_copy", "aten::index_add")
+def _index_copy(g: Graph, node: fx.Node) -> Results:
+    """A part for every place of an index: written, or added to what is there."""
+    bound, x, source = g.bound(node), node.args[0], node.args[3]
+    assert isinstance(source, fx.Node)
+    need(bool(shape_of(x)) and len(shape_of(source)) == len(shape_of(x)), "a single number")
+    need(bound.get("alpha", 1) == 1, "a factor of what is added")
+    axis, shape = axis_of(x, bound["dim"]), list(shape_of(source))
+    along = g.constant([n if d == axis else 1 for d, n in enumerate(shape)], "along")
+    places = g.emit("Reshape", g.value(bound["index"], torch.int64), along)
+    places = g.emit("Expand", places, g.constant(shape, "shape"))
+    adds = "add" if node.target.name() == "aten::index_add" else "none"
+    return g.emit("ScatterElements", g.value(x), places, g.value(source), axis=axis, reduction=adds)
+
+
 @rule("aten::cumsum")
 def _cumsum(g: Graph, node: fx.Node) -> Results:
     bound, x = g.bound(node), node.args[0]
@@ -76,6 +91,26 @@ def _remainder(g: Graph, node: fx.Node) -> Results:
     bound, dtype = g.bound(node), dtype_of(node)
     need(not dtype.is_floating_point, "a remainder of floats")
     return g.emit("Mod", g.value(bound["self"], dtype), g.value(bound["other"], dtype))
+
+
+@rule("aten::div.Tensor_mode", "aten::div.Scalar_mode", "aten::floor_divide", "aten::floor_divide.Scalar")
+def _rounded_division(g: Graph, node: fx.Node) -> Results:
+    """What the remainder leaves, divided: OpenVINO's Div of whole numbers rounds down, where ONNX means to zero."""
+    bound, dtype = g.bound(node), dtype_of(node)
+    mode = bound.get("rounding_mode", "floor")
+    first, other = g.value(bound["self"], dtype), g.value(bound["other"], dtype)
+    if mode is None:
+        return g.emit("Div", first, other)
+    if not dtype.is_floating_point:
+        rest = g.emit("Mod", first, other, fmod=int(mode == "trunc"))
+        return g.emit("Div", g.emit("Sub", first, rest), other)
+    if mode == "trunc":
+        found = g.emit("Div", first, other)
+        return g.emit("Mul", g.emit("Sign", found), g.emit("Floor", g.emit("Abs", found)))
+    rest = g.emit("Mod", first, other, fmod=1)
+    whole = g.emit("Round", g.emit("Div", g.emit("Sub", first, rest), other))
+    below = g.emit("Less", g.emit("Mul", g.emit("Sign", rest), g.emit("Sign", other)), g.number(0, dtype))
+    return g.emit("Sub", whole, g.emit("Cast", below, to=ELEMENT[dtype]))
 
 
 @rule("aten::addcmul", "aten::addcdiv")

@@ -158,6 +158,13 @@ def _near_one(g: Graph, node: fx.Node) -> Results:
     return g.emit("Log", g.emit("Add", x, one))
 
 
+@rule("aten::log2", "aten::log10")
+def _logarithm(g: Graph, node: fx.Node) -> Results:
+    base = 2 if node.target.name() == "aten::log2" else 10
+    found = g.emit("Log", g.value(node.args[0], dtype_of(node)))
+    return g.emit("Mul", found, g.number(1 / math.log(base), dtype_of(node)))
+
+
 @rule("aten::log_sigmoid", "aten::log_sigmoid_forward")
 def _log_sigmoid(g: Graph, node: fx.Node) -> Results:
     need(node.target.name() == "aten::log_sigmoid", "its buffer is a result too")

@@ -21,6 +21,7 @@ from openvino.frontend.onnx import ConversionExtension
 
 from vqc.backends.onnx.graph import DOMAIN
 from vqc.backends.onnx.model import model_of
+from vqc.errors import UnsupportedOp
 from vqc.program import Program
 
 BINARY = ("Binarize", "BConv2d", "BConv2dThreshold", "MaskedBConv2d")
@@ -32,7 +33,7 @@ def openvino_model(program: Program, licence: str = "", binary: bool = True) -> 
     """The model, its inputs and outputs called as those of the ONNX one.
 
     `binary`: one-bit layers on BinaryConvolution; else as the float convolutions that ONNX's functions are made of.
-    Raises UnsupportedOp for what has no form in ONNX.
+    Raises UnsupportedOp for what has no form in ONNX, and for what OpenVINO cannot read.
     """
     model = model_of(program, licence)
     kept = [(f.domain, f.name) for f in model.functions if binary and f.name in BINARY]
@@ -44,9 +45,20 @@ def openvino_model(program: Program, licence: str = "", binary: bool = True) -> 
     converters = Converters()
     for _, name in kept:
         core.add_extension(ConversionExtension(name, DOMAIN, converters.by_name[name]))
-    made = core.read_model(model.SerializeToString())
+    try:
+        made = core.read_model(model.SerializeToString())
+    except RuntimeError as e:
+        raise UnsupportedOp(f"OpenVINO cannot read {program.name}", why=_refused(str(e)),
+                            way_out="rewrite these operators, or use a C target or onnx") from e  # fmt: skip
     made.validate_nodes_and_infer_types()
     return made
+
+
+def _refused(message: str) -> str:
+    """The operators that OpenVINO names, with its reasons, without the places in its own sources."""
+    said = [line.strip() for line in message.splitlines()]
+    kept = [line for line in said if line and not line.startswith(("Exception from", "Check ", "Summary:", "FrontEnd"))]
+    return " ".join(kept or said)
 
 
 def below(tau: np.ndarray) -> np.ndarray:

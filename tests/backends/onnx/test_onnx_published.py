@@ -8,11 +8,12 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
-from handmade import Hand
+from handmade import Hand, run
 from test_onnx_operators import Case, aten, close
 from torch import nn
 
 import vqc
+from vqc.errors import UnsupportedOp
 
 PLACES: dict[str, Case] = {
     "rolls": lambda h, x: (h(aten.roll, x, [-1, 2], [2, -1]), h(aten.roll, x, [5]), h(aten.roll, x, [7], [3])),
@@ -43,6 +44,15 @@ PLACES: dict[str, Case] = {
         h(aten.index_put, x, [None, h.const("at", torch.tensor([2, -4]))], h.const("rows", h.rand(2, 2, 1, 6))),
         h(aten.index_put, x, [None, None, h.const("row", torch.tensor([1]))], h.const("zero", 0.0)),
         h(aten.remainder.Scalar, h.const("places", torch.tensor([-7, 5, 9])), 4)),
+    "a ring": lambda h, x: (
+        h(aten.index_copy, x, 2, h.const("slot", torch.tensor([3, 0])), h.const("news", h.rand(2, 4, 2, 6))),
+        h(aten.index_add, x, -1, h.const("bin", torch.tensor([3, 0, 3])), h.const("more", h.rand(2, 4, 4, 3)))),
+    "rounded divisions": lambda h, x: (
+        h(aten.floor_divide, h.const("at", torch.tensor([-7, 5, 9])), h.const("by", torch.tensor([4, -4, 3]))),
+        h(aten.div.Tensor_mode, h.const("at", torch.tensor([-7, 5, 9])), h.const("w", torch.tensor(4)),
+          rounding_mode="trunc"),
+        h(aten.div.Scalar_mode, x, -0.3, rounding_mode="floor"), h(aten.floor_divide.Scalar, x, 0.1),
+        h(aten.div.Tensor_mode, x, x, rounding_mode="floor"), h(aten.div.Scalar_mode, x, 0.3, rounding_mode="trunc")),
     "sums so far": lambda h, x: (h(aten.cumsum, x, -2), h(aten.addcmul, x, x, h(aten.relu, x), value=0.5),
                                  h(aten.addcdiv, x, x, h(aten.exp, x))),
     "unfolded": lambda h, x: (h(aten.im2col, x, [3, 2], [1, 2], [1, 0], [1, 2]), h(aten.unfold, x, 2, 3, 1),
@@ -66,7 +76,8 @@ NORMS: dict[str, Case] = {
         h(aten.scaled_dot_product_attention, x, x, x, h.const("bias", h.rand(4, 4)))),
     "functions": lambda h, x: tuple(
         h(op, x) for op in (aten.expm1, aten.tan, aten.atan, aten.sinh, aten.cosh, aten.selu, aten.log_sigmoid)),
-    "of numbers": lambda h, x: (h(aten.pow.Scalar, 0.7, x), h(aten.glu, x, 1), h(aten.log1p, h(aten.exp, x))),
+    "of numbers": lambda h, x: (h(aten.pow.Scalar, 0.7, x), h(aten.glu, x, 1), h(aten.log1p, h(aten.exp, x)),
+                              h(aten.log2, h(aten.exp, x)), h(aten.log10, h(aten.exp, x))),
 }  # fmt: skip
 SPACES: dict[str, Case] = {
     "a line": lambda h, x: (
@@ -81,6 +92,9 @@ SPACES: dict[str, Case] = {
                             h(aten.upsample_bicubic2d, h(aten.slice.Tensor, x, 3, 0, 3), [4, 20], False)),
     "cubic": lambda h, x: (h(aten.upsample_bicubic2d, x, [8, 13], False), h(aten.upsample_bicubic2d, x, [8, 9], True),
                            h(aten.upsample_bicubic2d, x, [9, 13], False, 2.4, 2.2)),
+    "antialiased": lambda h, x: (
+        h(aten._upsample_bilinear2d_aa, x, [2, 3], False), h(aten._upsample_bilinear2d_aa, x, [9, 2], False),
+        h(aten._upsample_bicubic2d_aa, x, [3, 2], False), h(aten._upsample_bilinear2d_aa, x, [3, 4], False, 0.8, 0.7)),
     "nearest exact": lambda h, x: (h(aten._upsample_nearest_exact2d, x, [7, 15]),
                                    h(aten._upsample_nearest_exact2d, x, [3, 4])),
 }  # fmt: skip
@@ -109,6 +123,18 @@ def test_pictures(table: dict[str, Case], name: str) -> None:
 def test_volumes(name: str) -> None:
     h = Hand(name)
     close(h.done(*VOLUMES[name](h, h.input("x", 1, 4, 3, 4, 5))))
+
+
+@pytest.mark.parametrize(("mode", "padding", "corners"), [(0, 1, True), (0, 0, False), (1, 2, False)])
+def test_a_volume_is_sampled(mode: int, padding: int, corners: bool) -> None:
+    h = Hand("sampled")
+    at = h.const("at", 1.4 * h.rand(1, 2, 3, 7, 3))
+    program = h.done(h(aten.grid_sampler_3d, h.input("x", 1, 4, 3, 4, 5), at, mode, padding, corners))
+    (found,) = vqc.compile(program, "onnx").trace(list(program.example), [])
+    assert torch.allclose(found, run(program)[0], atol=2e-5)
+    with pytest.raises(UnsupportedOp, match="OpenVINO cannot read sampled") as caught:
+        vqc.compile(program, "openvino")
+    assert caught.value.why is not None and "GridSample is only supported for 4D" in caught.value.why
 
 
 class Published(nn.Module):
