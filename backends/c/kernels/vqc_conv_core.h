@@ -81,11 +81,21 @@ static void cv_points(const cv_band *b, const CV_E *restrict w, ptrdiff_t block,
     }
 }
 
+#ifndef CV_STORE_TILE /* what cv_store is, inline */
+#define CV_STORE_TILE cv_store
+#endif
+
 /* Bring a tile of positions [at, at + count) of channels [o, o + block) to the output; t is [block][count]. */
 static void cv_flush(const cv_job *j, const cv_band *b, ptrdiff_t o, ptrdiff_t block, ptrdiff_t at, ptrdiff_t count,
                      const CV_A *t) {
     ptrdiff_t row = at / b->pitch, col = at % b->pitch, left = b->og - o, done = 0;
     if (left > block) left = block;
+    if (col + count <= b->ow && count == VQC_VL * CV_WIDE_8 && b->y_col == 1) { /* mostly; the length is a constant */
+        for (ptrdiff_t i = 0; i < left; i++)
+            CV_STORE_TILE(j, b->group * b->og + o + i, b->y + (o + i) * b->y_plane + row * b->y_row + col, 1,
+                          t + i * count, VQC_VL * CV_WIDE_8);
+        return;
+    }
     while (done < count) {
         ptrdiff_t len = (col < b->ow ? b->ow : b->pitch) - col;
         if (len > count - done) len = count - done;

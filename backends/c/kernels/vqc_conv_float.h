@@ -70,7 +70,13 @@ static void cv_pack_row(const cv_job *j, float *restrict dst, const ptrdiff_t *f
     }
 }
 
-static float cv_hardsigmoid(float v) {
+#ifdef __GNUC__
+#define CV_INLINE inline __attribute__((always_inline))
+#else
+#define CV_INLINE inline
+#endif
+
+static CV_INLINE float cv_hardsigmoid(float v) {
     const float s = v + 3.0f;
     const float c = s < 0.0f ? 0.0f : s;
     return (c > 6.0f ? 6.0f : c) * (1.0f / 6.0f);
@@ -91,7 +97,8 @@ static float cv_hardsigmoid(float v) {
     break;
 
 /* Bias and activation of n sums of channel o, to y[at + i * step]. */
-static void cv_store(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step, const float *restrict t, ptrdiff_t n) {
+static CV_INLINE void cv_store_some(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step,
+                                    const float *restrict t, ptrdiff_t n) {
     const vqc_conv_params *p = j->p;
     const float bias = j->bias != NULL ? j->bias[o] : -0.0f; /* x + -0 is x, for every x */
     const float lo = p->act == VQC_ACT_PRELU ? j->slope[o] : p->lo, hi = p->hi;
@@ -105,6 +112,11 @@ static void cv_store(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step,
     default: CV_STORE(v)
     }
 }
+
+static void cv_store(const cv_job *j, ptrdiff_t o, ptrdiff_t at, ptrdiff_t step, const float *restrict t, ptrdiff_t n) {
+    cv_store_some(j, o, at, step, t, n);
+}
+#define CV_STORE_TILE cv_store_some
 
 /* A 1x1 convolution over a wide picture reads every plane a little at a time: ask for what tiles to come will read. */
 #define CV_TILES_AHEAD 2
