@@ -12,6 +12,7 @@ import torch
 from vqc.errors import InputError, TargetError
 
 OLDEST = 80  # mma.sync of s8 with m16n8k32, and asynchronous copies into shared memory, begin with sm_80
+FIRST_TRITON = (3, 7)  # as in pyproject.toml
 INSTALL = "pip install 'vqc[triton]' (Linux); on a machine with an NVIDIA GPU, PyTorch's own build brings it"
 # What compilation ahead of time is tested for. (backend, architecture, threads in a warp).
 ARCHITECTURES: dict[str, tuple[str, int | str, int]] = {
@@ -33,12 +34,19 @@ class Place:
 
 
 def need_triton() -> Any:
-    """The triton module; TargetError when it is not installed."""
+    """The triton module; TargetError when it is not installed, or older than these kernels need."""
     if importlib.util.find_spec("triton") is None:
         raise TargetError("the package triton is not installed", why="the target's kernels are written in it",
                           way_out=INSTALL)  # fmt: skip
     import triton
 
+    release = tuple(int(n) for n in re.findall(r"\d+", triton.__version__)[:2])
+    if release < FIRST_TRITON:
+        raise TargetError(f"triton {triton.__version__} is too old for the target's kernels",
+                          why="before 3.7 it compiles not all of them, fuses products and sums on sm_100, which gives "
+                          "other roundings than the reference, and its interpreter fails with NumPy 2.4",
+                          way_out="use PyTorch 2.12 or newer, whose builds bring 3.7 (2.11 asks for 3.6), or target "
+                          "inductor")  # fmt: skip
     return triton
 
 

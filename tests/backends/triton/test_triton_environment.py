@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
+import triton
 
+from vqc.backends import backend_for
 from vqc.backends.triton import environment
 from vqc.backends.triton.environment import (
     Place,
@@ -79,6 +83,26 @@ def test_without_triton(monkeypatch):
     with pytest.raises(TargetError, match="the package triton is not installed") as e:
         place_for("cuda")
     assert "pip install 'vqc[triton]'" in str(e.value)
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "2.3.1", "3.6.0+git1234"])
+def test_an_old_triton_is_refused(monkeypatch, version):
+    monkeypatch.setattr(triton, "__version__", version)
+    with pytest.raises(TargetError, match=f"triton {version.replace('+', '.')} is too old") as e:
+        backend_for("cuda").ready("cuda")
+    assert "use PyTorch 2.12 or newer" in str(e.value) and "target inductor" in str(e.value)
+
+
+@pytest.mark.parametrize("version", ["3.7.0", "3.10.1", "4.0.0"])
+def test_a_newer_triton_is_taken(monkeypatch, version):
+    monkeypatch.setattr(triton, "__version__", version)
+    assert environment.need_triton() is triton
+
+
+def test_the_first_triton_is_the_one_of_the_extra():
+    root = Path(__file__).resolve().parents[3]
+    (wanted,) = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["triton"]
+    assert f"triton>={'.'.join(map(str, environment.FIRST_TRITON))};" in wanted
 
 
 def test_without_a_gpu():
