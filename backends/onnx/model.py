@@ -21,6 +21,7 @@ from vqc.backends.onnx import (  # noqa: F401  (register the rules)
     quantized,
     reference,
     spaces,
+    windows,
 )
 from vqc.backends.onnx.graph import DOMAIN, ELEMENT, OPSET, RULES, CannotExport, Graph, key_of
 from vqc.errors import UnsupportedOp
