@@ -129,6 +129,9 @@ def test_an_error_is_json_too(place: Path) -> None:
     assert found["error"]["way_out"].startswith("use one of ")
     work = vqc_json("inspect", f"{place}/nets.py:broken", code=1)
     assert work["error"]["kind"] == "CaptureError" and work["error"]["why"] == "RuntimeError: no weights today"
+    for command, *clip in (("inspect",), ("compare", f"{place}/a.mp4", "--recipe", "float", "--frames", "2")):
+        net = vqc_json(command, f"{place}/nets.py:narrow", *clip, code=1)
+        assert net["error"]["kind"] == "CaptureError" and net["error"]["why"].startswith("RuntimeError: Given groups=1")
     usage = vqc_json("run", "--nothing", code=2)
     assert usage["error"]["kind"] == "UsageError" and "--nothing" in usage["error"]["what"]
     assert vqc_json("rum", code=2)["error"]["kind"] == "UsageError"

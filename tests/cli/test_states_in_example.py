@@ -1,4 +1,4 @@
-"""A factory whose example holds a state: it would be filled with frames, so it is refused."""
+"""A factory whose example holds what is no frame: it would be filled with frames, so it is refused."""
 
 from __future__ import annotations
 
@@ -22,3 +22,23 @@ def test_a_state_is_no_frame() -> None:
     with pytest.raises(InputError, match=r"holds states: h(.|\n)*where it is None"):
         _of_factory("net.py:make", lambda: made, None)
     assert _of_factory("net.py:make", lambda: (made[0], frame, {"h": 1}), None).states == {"h": 1}
+
+
+def test_a_state_of_any_rank_is_told_as_one() -> None:
+    made = (Carried(), (torch.rand(1, 3, 16, 16), torch.zeros(2, 1, 8)), {"h": 1})
+    with pytest.raises(InputError, match="holds states: h"):
+        _of_factory("net.py:make", lambda: made, None)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (torch.full((1, 1, 1, 1), 0.1), r"tensor 1 is \[1,1,1,1\]"),  # a level of noise
+        (torch.zeros(1, 1, 16, 16), r"tensor 1 is \[1,1,16,16\]"),
+        (torch.zeros(1, 3, 8, 8), r"tensor 1 is \[1,3,8,8\]"),
+        (0.5, "tensor 1 is a float"),
+    ],
+)
+def test_what_is_no_frame_is_named(other: object, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        _of_factory("net.py:make", lambda: (Carried(), (torch.rand(1, 3, 16, 16), other)), None)

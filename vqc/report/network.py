@@ -171,17 +171,30 @@ def _of_factory(name: str, factory: Callable[[], Any], size: tuple[int, int] | N
         raise InputError(f"the factory {name} gave {type(made).__name__}", where=name,
                          way_out="return a module or (module, example, states, picture)")  # fmt: skip
     example = parts[1] if len(parts) > 1 else torch.zeros(1, 3, *(size or (288, 512)))
-    tensors = (example,) if isinstance(example, Tensor) else tuple(example)
-    if not tensors or not all(isinstance(x, Tensor) and x.ndim in (4, 5) and x.shape[0] == 1 for x in tensors):
-        raise InputError(f"the example of {name} is not made of frames", where=name,
-                         why="a step's tensors are [1,3,H,W] or [1,T,3,H,W]", way_out="return these")  # fmt: skip
+    tensors = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     names = list(inspect.signature(parts[0].forward).parameters)[: len(tensors)]
     declared = sorted(set(names) & set(parts[2] if len(parts) > 2 else ()))
     if declared:
         raise InputError(f"the example of {name} holds states: {', '.join(declared)}", where=name,
                          why="what is not a frame cannot come from a clip",
                          way_out="give frames alone, and let forward make a state where it is None")  # fmt: skip
+    others = [f"tensor {i} is {_described(x)}" for i, x in enumerate(tensors) if not is_frame(x, tensors[0])]
+    if not tensors or others:
+        raise InputError(f"the example of {name} is not made of frames", where=name,
+                         why="; ".join([*others, "a step's tensors are [1,3,H,W] or [1,T,3,H,W], of one size"]),
+                         way_out="give frames alone, and let forward make what else it needs")  # fmt: skip
     if size is not None:
         tensors = tuple(torch.rand(*x.shape[:-2], *size, generator=torch.Generator().manual_seed(0)) for x in tensors)
     states = dict(parts[2]) if len(parts) > 2 else {}
     return Network(name.rpartition(":")[2], parts[0].eval(), tensors, states, int(parts[3]) if len(parts) > 3 else 0)
+
+
+def is_frame(x: Any, first: Any) -> bool:
+    """Whether frames of a clip can stand for this tensor of an example: three channels, and the first one's size."""
+    if not isinstance(x, Tensor) or not isinstance(first, Tensor):
+        return False
+    return x.ndim in (4, 5) and x.shape[0] == 1 and x.shape[-3] == 3 and x.shape[-2:] == first.shape[-2:]
+
+
+def _described(x: Any) -> str:
+    return str(list(x.shape)).replace(" ", "") if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -6,7 +6,8 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import vqc
 from vqc import metrics
 from vqc.backends import C_TARGETS
 from vqc.distributed import Shard
+from vqc.errors import CaptureError, VqcError
 from vqc.executable import CompileReport, Executable
 from vqc.program import Program
 from vqc.report.network import Network
@@ -74,7 +76,7 @@ def eager_engine(net: Network, name: str | None = None) -> Engine:
         running["state"] = {}
 
     def step(inputs: Step) -> Sequence[Any]:
-        with torch.no_grad():
+        with torch.no_grad(), _told(net):
             leaves = pytree.tree_leaves(running["module"](*inputs, **running["state"]))
         running["state"] = {argument: leaves[index] for argument, index in net.states.items()}
         return leaves
@@ -101,8 +103,28 @@ def captured(net: Network) -> Program:
     """The network's program, with all that the network says of its states, ranges and frames; a file's own."""
     if net.program is not None:
         return net.program.clone()
-    return vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
-                       frames=net.frames)  # fmt: skip
+    try:
+        return vqc.capture(net.module, net.example, states=dict(net.states), known_ranges=net.known_ranges,
+                           frames=net.frames)  # fmt: skip
+    except VqcError:
+        raise
+    except Exception:  # the user's own code ran in there: if it fails by itself as well, that is what is told
+        with torch.no_grad(), _told(net):
+            copy.deepcopy(net.module)(*net.example)
+        raise
+
+
+@contextmanager
+def _told(net: Network) -> Iterator[None]:
+    """Whatever the network's own code raises becomes a CaptureError."""
+    try:
+        yield
+    except VqcError:
+        raise
+    except Exception as e:
+        raise CaptureError(f"the network {net.name} fails on frames", why=f"{type(e).__name__}: {e}",
+                           way_out="run it by itself on its example, as in module(*example); "
+                                   "`vqc --debug` shows where it fails") from e  # fmt: skip
 
 
 def recipe_program(net: Network, recipe: str, calibration: Clips | None = None, progress: Progress | None = None,
