@@ -178,7 +178,7 @@ def _first_results(session: Session, leaves: list[Any], none: list[str]) -> list
             raise CaptureError(
                 f"the network does not take None as {', '.join(none)}", why=f"{type(e).__name__}: {e}",
                 way_out="give its value at the first frame in the example: a tensor, or a tuple, list or dictionary of "
-                        "tensors as forward takes it",
+                        "tensors as forward takes it; or let forward make it where it is None",
             ) from e  # fmt: skip
 
 
