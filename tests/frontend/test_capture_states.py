@@ -253,7 +253,7 @@ def test_a_container_of_states_that_is_not_given_is_asked_for():
         low, high = states
         return x + low, (x + high, low)
 
-    with pytest.raises(CaptureError, match="(?s)does not take None as states.*value at the first frame.*or let forward make it"):
+    with pytest.raises(CaptureError, match="(?s)not take None as states.*at the first frame.*or let forward make it"):
         capture(step, torch.rand(X), states={"states": 1})
 
 
