@@ -207,7 +207,7 @@ def _never_quantized(program: Program) -> dict[fx.Node, str]:
             found[n] = f"there is no integer kernel for {op_text(n.target)}"
         elif n.target in QUANTIZABLE and n not in layers:
             if dtype_of(n) != torch.float32:
-                found[n] = f"it computes in {dtype_of(n)}: only layers in float32 get integers"
+                found[n] = f"it computes in {dtype_of(n)}: only layers in float32 get integers (module.float())"
             elif n.args[1] in data:
                 found[n] = "its weight is computed at every step"
     return found

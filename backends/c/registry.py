@@ -97,7 +97,8 @@ def why_not(program: Program, node: fx.Node, target: str) -> str | None:
     for n in (node, *node.all_input_nodes):
         for t in tensors(n.meta.get("val")):
             if t.dtype not in DTYPES:
-                return f"{n.name} is {DTYPE_NAMES.get(t.dtype, str(t.dtype))}, which the C kernels do not know"
+                way_out = " (capture the module in float32: module.float())" if t.dtype.is_floating_point else ""
+                return f"{n.name} is {DTYPE_NAMES.get(t.dtype, str(t.dtype))}, which the C kernels do not know{way_out}"
             if t.numel() == 0 and op_name(node.target) not in ("aten::cat", "getitem"):
                 return f"{n.name} is empty"
             if t.numel() >= 2**31:

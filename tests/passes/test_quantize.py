@@ -57,7 +57,7 @@ def test_layers_in_other_numbers_and_with_computed_weights_are_named():
     program = h.done(h(aten.conv2d, a, h.const("w2", h.rand(1, 4, 1, 1))))
     after, _ = quantized(program)
     assert reasons(after) == {
-        "conv2d": "it computes in torch.bfloat16: only layers in float32 get integers",
+        "conv2d": "it computes in torch.bfloat16: only layers in float32 get integers (module.float())",
         "conv2d_1": "its weight is computed at every step",
         "conv2d_3": "it makes a result directly (tail=float)",
     }

@@ -52,6 +52,12 @@ def test_fallback_runs_the_rest_in_pytorch_and_reports_it():
         torch.testing.assert_close(state[0], want[1])
 
 
+def test_a_network_in_half_precision_is_told_what_to_do():
+    p = chain(lambda b, x: (b.call(aten.relu.default, x),), torch.randn(2, 30, dtype=torch.float16))
+    with pytest.raises(UnsupportedOp, match=r"is f16, which the C kernels do not know \(.*module\.float\(\)\)"):
+        CBackend().compile(p, "native", {"fallback": "none"})
+
+
 def test_results_never_share_memory_with_what_was_given():
     def build(b, x):
         return (
