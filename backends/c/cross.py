@@ -13,7 +13,7 @@ from vqc.errors import ArtifactError, TargetError
 ANDROID = "aarch64-linux-android"  # zig has no C library for it: what it compiles, the NDK has to link
 
 
-def build_export(folder: Path, target: str, variant: str | None = None, compiler: Compiler | None = None
+def build_export(folder: str | Path, target: str, variant: str | None = None, compiler: Compiler | None = None
                  ) -> dict[str, Path]:  # fmt: skip
     """Compile an exported folder into `folder/build/TARGET[-VARIANT]`; returns its programs by name ("rvm_test").
 
@@ -22,7 +22,7 @@ def build_export(folder: Path, target: str, variant: str | None = None, compiler
     Raises TargetError (unknown target or variant, a compiler that fails or is not zig), ArtifactError when the folder
     is not an export.
     """
-    wanted = target_called(target)
+    folder, wanted = Path(folder), target_called(target)
     chosen = wanted.variant(variant)
     compiler = compiler or find_compiler("zig")
     if not compiler.is_zig:

@@ -149,4 +149,4 @@ def test_the_page_about_targets_keeps_up():
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="not an export"):
-        build_export(tmp_path, "aarch64-linux")
+        build_export(str(tmp_path), "aarch64-linux")
