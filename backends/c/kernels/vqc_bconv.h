@@ -16,6 +16,14 @@
  * a full word are left, taps share a word: each takes the channels left, rounded up to whole groups of 4 bits, tap 0 the lowest
  * bits. Unpacking puts the input together the same way (bc_join), once for a band and all output channels.
  *
+ * Pairs. For bits of two steps, x1 ^ w1 and x2 ^ w2 differ as often, together, as
+ *   ones of w1 ^ w2  -  ones of x1 ^ x2  +  2 * ones of F,  F = x2 ^ w1 ? ~(w1 ^ w2) : x1 ^ x2:
+ * F is the carry of x1 ^ x2, ~(w1 ^ w2) and x1 ^ w1, and x2 ^ w2 turned round is their parity. The first number belongs to the
+ * channel, the second to the position, so that a word counts for two: two operations make it, where two exclusive ors were
+ * before, and half the counting is saved. It is Winograd's inner product (A New Algorithm for Inner Product, IEEE Trans.
+ * Computers, 1968), which halves multiplications, for numbers of one bit. A step without a partner is x & ~w, whose ones
+ * are half of what it has in common with that.
+ *
  * Padding. A kernel that counts padded taps as zero bits counts their weights' ones. `base` repairs that: output rows
  * and columns fall into classes by which taps lie outside, and acc = base[o][row class][column class] - 2 * (count over
  * all taps). A kernel that can leave padded taps out counts d itself, and takes C * (taps inside) instead.
@@ -34,6 +42,7 @@
  *   BC_OWN_BITS          bc_limit and bc_bits decide thresholds on the counts themselves, without sums in memory
  *   BC_OWN_FLOATS        bc_block computes float results of a whole block of channels in registers, where bc_place_block
  *                        says so; the rest is bc_finish's
+ *   BC_PAIRS             steps are counted in pairs: bc_differ sums up, for every position of a band, what belongs to it
  *   BC_OWN_MASK          bc_masked_band puts what a mask keeps side by side (vqc_bconv_masked.h), where bc_packs says so
  *
  * Masked. bc_row computes any segment of a row; under a mask it is called for pieces that have a mark, and leaves zeros

@@ -63,6 +63,7 @@ typedef struct bc_band {
     const int32_t *column, *inside; /* class, and channels times taps inside, of every column */
     const struct bc_limits *limits; /* of the block and the row, for hooks with BC_OWN_BITS */
     struct bc_place *place; /* of the block, for hooks with BC_OWN_FLOATS; NULL: the epilogue is bc_finish */
+    const int32_t *differ; /* of every column what bc_differ makes, for hooks with BC_PAIRS */
 } bc_band;
 
 /* Thresholds of a block as hooks with BC_OWN_BITS take them: bc_limit fills `start`, for a row's class of padding. */
@@ -77,7 +78,7 @@ typedef struct bc_shape {
     ptrdiff_t words, steps, in_rows, phases, pitch, line, columns;
     ptrdiff_t full;               /* words that hold 32 channels, or whose taps share nothing */
     ptrdiff_t bits, taps, shared; /* bits of a tap in a word that taps share, taps in such a word, and how many there are */
-    size_t prepared, input;
+    size_t prepared, differ, input;
 } bc_shape;
 
 static inline ptrdiff_t bc_up(ptrdiff_t size, ptrdiff_t to) { return (size + to - 1) / to * to; }
@@ -103,7 +104,11 @@ static inline bc_shape bc_shape_of(const vqc_bconv_params *p) {
     s.pitch = bc_up(s.columns + reach / p->sw, 16);
     s.line = s.phases * s.pitch;
     s.prepared = (size_t)bc_up((s.steps + 3 * s.columns) * 4, 64);
-    s.input = s.prepared + (size_t)bc_up(BC_PREPARED(s.steps), 64);
+    s.differ = s.prepared + (size_t)bc_up(BC_PREPARED(s.steps), 64);
+    s.input = s.differ;
+#ifdef BC_PAIRS
+    s.input += (size_t)bc_up((ptrdiff_t)p->rows * s.columns * 4, 64);
+#endif
     return s;
 }
 

@@ -144,12 +144,14 @@ static int bc_chooses(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdif
 }
 
 static void bc_chosen_band(const bc_job *j, const bc_shape *s, const bc_band *band, ptrdiff_t image, ptrdiff_t first,
-                           ptrdiff_t last, int compact, int32_t *off, uint32_t *packed) {
+                           ptrdiff_t last, int compact, int32_t *off, uint32_t *packed,
+                           unsigned char *prepared) {
     const vqc_bconv_params *p = j->p;
     const vqc_rows *rest = j->rest;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow;
     BC_ALIGNED int32_t sums[BC_BLOCK][BC_CHUNK];
     BC_ALIGNED uint32_t moved[BC_MOVING][BC_CHUNK];
+    BC_ALIGNED int32_t differ[BC_CHUNK + BC_SEGMENT];
     bc_chosen c;
     bc_band b = *band;
     const ptrdiff_t fitting = BC_PACKED / b.steps / 16 * 16;
@@ -158,11 +160,13 @@ static void bc_chosen_band(const bc_job *j, const bc_shape *s, const bc_band *ba
     b.x = packed;
     b.off = off;
     b.column = c.kind;
+    b.differ = differ;
     if (j->pieces == NULL) memset(moved, 0, sizeof moved);
     for (ptrdiff_t k = 0; k < b.steps; k++) off[k] = (int32_t)(k * c.pitch);
     for (ptrdiff_t row = first, col = 0; row < last;) {
         bc_choose(j, s, band, image, first, last, &row, &col, packed, &c);
         if (c.vectors == 0) break;
+        bc_differ(&b, 0, c.kept, differ);
         for (int i = 0, next = 0; i < rest->inputs && j->pieces == NULL; i++) {
             const vqc_row_operand *e = &rest->operands[i];
             if (e->position != 0 && e->channel == 0)
@@ -172,7 +176,7 @@ static void bc_chosen_band(const bc_job *j, const bc_shape *s, const bc_band *ba
         for (ptrdiff_t o = 0; o < p->o; o += BC_BLOCK) {
             const ptrdiff_t channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
             float *y = j->y + (image * p->o + o) * plane;
-            b.w = j->w + o * b.steps;
+            b.w = bc_weights(j->w + o * b.steps, b.steps, prepared);
             b.base = j->base + o * b.base_step;
             bc_chosen_sums(&b, &c, sums);
             for (ptrdiff_t i = 0; i < channels; i++) {

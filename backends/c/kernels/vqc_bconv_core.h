@@ -283,7 +283,7 @@ static void bc_task(void *arg, int index, int worker) {
     unsigned char *prepared = scratch + s.prepared;
     BC_E *e = (BC_E *)(void *)(scratch + s.input);
     const ptrdiff_t classes = (ptrdiff_t)p->row_classes * p->column_classes;
-    bc_band b = {e, s.line, off, s.steps, NULL, NULL, classes, column, inside, NULL, NULL};
+    bc_band b = {e, s.line, off, s.steps, NULL, NULL, classes, column, inside, NULL, NULL, NULL};
     const ptrdiff_t positions = (last - first) * p->ow;
     const int marks = j->mask == NULL ? 2 : bc_marks(j->mask + (image * p->oh + first) * p->ow, positions);
 #ifdef BC_OWN_MASK
@@ -305,12 +305,19 @@ static void bc_task(void *arg, int index, int worker) {
     if (packed) {
         int32_t *kept = (int32_t *)(void *)(e + bc_up(bc_elements(&s), 16));
         uint32_t *room = (uint32_t *)(void *)(kept + bc_up(s.steps, 16));
-        if (j->rest != NULL) bc_chosen_band(j, &s, &b, image, first, last, compact, kept, room);
-        else bc_masked_band(j, &s, &b, image, first, last, kept, room);
+        if (j->rest != NULL) bc_chosen_band(j, &s, &b, image, first, last, compact, kept, room, prepared);
+        else bc_masked_band(j, &s, &b, image, first, last, kept, room, prepared);
         return;
     }
 #endif
     bc_prepare(prepared);
+#ifdef BC_PAIRS
+    int32_t *differ = (int32_t *)(void *)(scratch + s.differ);
+    for (ptrdiff_t row = 0; row < last - first; row++) {
+        b.x = e + row * p->sh * BC_PLANES * s.line;
+        bc_differ(&b, 0, s.columns, differ + row * s.columns);
+    }
+#endif
     int32_t rows_inside = -1;
 #ifdef BC_OWN_BITS
     bc_limits limits;
@@ -332,9 +339,15 @@ static void bc_task(void *arg, int index, int worker) {
             b.x = e + (row - first) * p->sh * BC_PLANES * s.line;
             const int32_t *base = j->base + o * b.base_step + j->classes[row] * p->column_classes;
 #ifdef BC_OWN_BITS
-            if (j->threshold != NULL && b.base != base) bc_limit(base, b.base_step, &limits);
+            const int same = b.base == base;
 #endif
             b.base = base;
+#ifdef BC_OWN_BITS
+            if (j->threshold != NULL && !same) bc_limit(&b, &limits);
+#endif
+#ifdef BC_PAIRS
+            b.differ = differ + (row - first) * s.columns;
+#endif
             ptrdiff_t col = 0;
             if (j->rest != NULL) {
                 bc_row_rest(j, &b, image, o, row, marks == 2);

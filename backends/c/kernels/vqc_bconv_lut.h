@@ -266,9 +266,8 @@ static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t
     }
 }
 
-static inline void bc_limit(const int32_t *base, ptrdiff_t step, bc_limits *limits) { /* `inside` is per column */
-    (void)base;
-    (void)step;
+static inline void bc_limit(const bc_band *b, bc_limits *limits) { /* `inside` is per column */
+    (void)b;
     (void)limits;
 }
 

@@ -85,22 +85,24 @@ static int bc_packs(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdiff_
 }
 
 static void bc_masked_band(const bc_job *j, const bc_shape *s, const bc_band *band, ptrdiff_t image, ptrdiff_t first,
-                           ptrdiff_t last, int32_t *off, uint32_t *packed) {
+                           ptrdiff_t last, int32_t *off, uint32_t *packed, unsigned char *prepared) {
     const vqc_bconv_params *p = j->p;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow;
     BC_ALIGNED float value[BC_BLOCK][BC_KEPT + 16];
-    BC_ALIGNED int32_t t[BC_BLOCK][BC_SEGMENT];
+    BC_ALIGNED int32_t t[BC_BLOCK][BC_SEGMENT], differ[BC_KEPT + BC_SEGMENT];
     bc_chunk c;
     bc_band b = *band;
     b.x = packed;
     b.off = off;
     b.column = c.kind;
+    b.differ = differ;
     for (ptrdiff_t k = 0; k < b.steps; k++) off[k] = (int32_t)(k * (BC_KEPT + 16));
     for (ptrdiff_t row = first, col = 0; row < last;) {
         bc_collect(j, s, band, image, first, last, &row, &col, packed, &c);
+        bc_differ(&b, 0, c.kept, differ);
         for (ptrdiff_t o = 0; o < p->o; o += BC_BLOCK) {
             const ptrdiff_t channels = p->o - o < BC_BLOCK ? p->o - o : BC_BLOCK;
-            b.w = j->w + o * b.steps;
+            b.w = bc_weights(j->w + o * b.steps, b.steps, prepared);
             b.base = j->base + o * b.base_step;
             for (ptrdiff_t at = 0; at < c.kept; at += BC_SEGMENT) {
                 const ptrdiff_t n = c.kept - at < BC_SEGMENT ? c.kept - at : BC_SEGMENT;

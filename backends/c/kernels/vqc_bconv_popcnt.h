@@ -1,9 +1,9 @@
 /* Counting with AVX-512's popcount of 32-bit lanes: 16 positions in a vector, a word of weights in every lane.
  *
- * Three instructions for 512 bits (xor, popcount, add); a tile keeps up to 24 counters in registers so that loads hide
- * behind them. Padded taps are counted, `base` repairs it: a row's classes are at most 16 numbers, one permutation.
- * A threshold becomes a limit of the count itself, by class as `base` is, and its bits never leave registers; nor do the
- * sums of a float result, but under a mask. */
+ * Four instructions for two steps of 512 bits (pairs, see vqc_bconv.h: xor, select, popcount, add) where counting each by itself
+ * takes six; a tile keeps up to 16 counters in registers so that loads hide behind them. Padded taps are counted, `base`
+ * repairs it: a row's classes are at most 16 numbers, one permutation. A threshold becomes a limit of the count itself, by
+ * class as `base` is, and its bits never leave registers; nor do the sums of a float result, but under a mask. */
 #include <immintrin.h>
 
 #define BC_E uint32_t
@@ -11,7 +11,9 @@
 #define BC_LANES 16
 #define BC_PAD 0u
 #define BC_COUNTS_PADDING 1
-#define BC_PREPARED(steps) 0
+#define BC_PREPARED(steps) (((steps) + 1) * BC_BLOCK * 4) /* the block's weights in pairs, and what they add */
+#define BC_OWN_WEIGHTS 1
+#define BC_PAIRS 1
 #define BC_OWN_BITS 1
 #define BC_OWN_FLOATS 1
 #define BC_OWN_MASK 1
@@ -19,18 +21,82 @@
 #include "vqc_bconv_band.h"
 #include "vqc_bconv_words.h"
 
+/* Weights of a pair of steps as w1 and ~(w1 ^ w2), of a last one as they are; behind them twice the ones of w1 ^ w2 and of
+ * the last. */
+static void bc_prepare(unsigned char *prepared) { (void)prepared; }
+
+static const void *bc_weights(const uint32_t *w, ptrdiff_t steps, unsigned char *prepared) {
+    const __m256i ones = _mm256_set1_epi32(-1);
+    __m256i *to = (__m256i *)(void *)prepared, count = _mm256_setzero_si256();
+    ptrdiff_t k = 0;
+    for (; k + 2 <= steps; k += 2, w += 2 * BC_BLOCK, to += 2) {
+        const __m256i first = _mm256_loadu_si256((const __m256i *)(const void *)w);
+        const __m256i differ = _mm256_xor_si256(first, _mm256_loadu_si256((const __m256i *)(const void *)(w + BC_BLOCK)));
+        _mm256_storeu_si256(to, first);
+        _mm256_storeu_si256(to + 1, _mm256_xor_si256(differ, ones));
+        count = _mm256_add_epi32(count, _mm256_popcnt_epi32(differ));
+    }
+    if (k < steps) {
+        const __m256i last = _mm256_loadu_si256((const __m256i *)(const void *)w);
+        _mm256_storeu_si256(to++, last);
+        count = _mm256_add_epi32(count, _mm256_popcnt_epi32(last));
+    }
+    _mm256_storeu_si256(to, _mm256_slli_epi32(count, 1));
+    return prepared;
+}
+
+/* What bc_weights put behind a block's weights. */
+static inline const int32_t *bc_added(const bc_band *b) { return (const int32_t *)b->w + b->steps * BC_BLOCK; }
+
+/* to[i] = twice the ones of x1 ^ x2, of all pairs and of a last step, at n positions from column `col` on. */
+static void bc_differ(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *to) {
+    for (ptrdiff_t i = 0; i < n; i += 16) {
+        const uint32_t *x = b->x + col + i;
+        __m512i even = _mm512_setzero_si512(), odd = even;
+        ptrdiff_t k = 0;
+        for (; k + 4 <= b->steps; k += 4) {
+            const __m512i p = _mm512_xor_si512(_mm512_loadu_si512(x + b->off[k]), _mm512_loadu_si512(x + b->off[k + 1]));
+            const __m512i q = _mm512_xor_si512(_mm512_loadu_si512(x + b->off[k + 2]), _mm512_loadu_si512(x + b->off[k + 3]));
+            even = _mm512_add_epi32(even, _mm512_popcnt_epi32(p));
+            odd = _mm512_add_epi32(odd, _mm512_popcnt_epi32(q));
+        }
+        for (; k < b->steps; k += 2) {
+            __m512i p = _mm512_loadu_si512(x + b->off[k]);
+            if (k + 1 < b->steps) p = _mm512_xor_si512(p, _mm512_loadu_si512(x + b->off[k + 1]));
+            even = _mm512_add_epi32(even, _mm512_popcnt_epi32(p));
+        }
+        _mm512_storeu_si512(to + i, _mm512_slli_epi32(_mm512_add_epi32(even, odd), 1));
+    }
+}
+
+#define BC_SELECT3 0xca /* the second where the first is 1, else the third */
+
 /* Add to counters of P vectors of positions and W channels. */
 #define BC_COUNT(P, W)                                                                                                \
     const uint32_t *w = (const uint32_t *)b->w + channel, *start = b->x + col;                                        \
     const int32_t *off = b->off, *end = off + b->steps;                                                               \
-    for (; off < end; off++, w += BC_BLOCK) {                                                                         \
-        const uint32_t *x = start + *off;                                                                             \
+    for (; off + 2 <= end; off += 2, w += 2 * BC_BLOCK) {                                                             \
+        __m512i second[P], differ[P];                                                                                 \
+        BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
+            second[i] = _mm512_loadu_si512(start + off[1] + 16 * i);                                                  \
+            differ[i] = _mm512_xor_si512(second[i], _mm512_loadu_si512(start + off[0] + 16 * i));                     \
+        }                                                                                                             \
+        BC_UNROLL for (int j = 0; j < W; j++) {                                                                       \
+            const __m512i wj = _mm512_set1_epi32((int32_t)w[j]), same = _mm512_set1_epi32((int32_t)w[BC_BLOCK + j]);  \
+            BC_UNROLL for (int i = 0; i < P; i++) {                                                                   \
+                const __m512i by = _mm512_xor_si512(second[i], wj);                                                   \
+                const __m512i both = _mm512_ternarylogic_epi32(by, same, differ[i], BC_SELECT3);                      \
+                count[j][i] = _mm512_add_epi32(count[j][i], _mm512_popcnt_epi32(both));                               \
+            }                                                                                                         \
+        }                                                                                                             \
+    }                                                                                                                 \
+    for (int left = off < end; left; left = 0) {                                                                      \
         __m512i v[P];                                                                                                 \
-        BC_UNROLL for (int i = 0; i < P; i++) v[i] = _mm512_loadu_si512(x + 16 * i);                                  \
+        BC_UNROLL for (int i = 0; i < P; i++) v[i] = _mm512_loadu_si512(start + *off + 16 * i);                       \
         BC_UNROLL for (int j = 0; j < W; j++) {                                                                       \
             const __m512i wj = _mm512_set1_epi32((int32_t)w[j]);                                                      \
             BC_UNROLL for (int i = 0; i < P; i++)                                                                     \
-                count[j][i] = _mm512_add_epi32(count[j][i], _mm512_popcnt_epi32(_mm512_xor_si512(v[i], wj)));         \
+                count[j][i] = _mm512_add_epi32(count[j][i], _mm512_popcnt_epi32(_mm512_andnot_si512(wj, v[i])));      \
         }                                                                                                             \
     }
 
@@ -57,7 +123,8 @@ typedef struct bc_place {
  * are read once: stores in between could change them, for all the compiler knows. */
 #define BC_FINISH(P, channel, COUNT)                                                                                  \
     {                                                                                                                 \
-        const __m512i base = _mm512_loadu_si512(b->base + (channel) * b->base_step);                                  \
+        const __m512i base = _mm512_sub_epi32(_mm512_loadu_si512(b->base + (channel) * b->base_step),                 \
+                                              _mm512_set1_epi32(bc_added(b)[channel]));                               \
         const __m512 scale = _mm512_set1_ps(at->scale[channel]), bias = _mm512_set1_ps(at->bias[channel]);            \
         const __m512 slope = _mm512_set1_ps(at->slope[channel]), tau = _mm512_set1_ps(at->tau[channel]);              \
         const __m512i bit = _mm512_set1_epi32(1 << (channel));                                                        \
@@ -65,8 +132,8 @@ typedef struct bc_place {
         float *to = at->y[channel];                                                                                   \
         BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const int all = whole || i < P - 1;                                                                       \
-            const __m512i twice = _mm512_slli_epi32(COUNT, 1);                                                        \
-            const __m512i acc = _mm512_sub_epi32(_mm512_permutexvar_epi32(kind[i], base), twice);                     \
+            const __m512i all_base = _mm512_add_epi32(_mm512_permutexvar_epi32(kind[i], base), own[i]);               \
+            const __m512i acc = _mm512_sub_epi32(all_base, _mm512_slli_epi32(COUNT, 2));                              \
             __m512 added = all ? _mm512_loadu_ps(from + 16 * i) : _mm512_maskz_loadu_ps(at->last, from + 16 * i);     \
             __m512 v = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale), bias);                            \
             if (scaled) added = _mm512_mul_ps(added, _mm512_set1_ps(at->residual_scale));                             \
@@ -87,11 +154,13 @@ typedef struct bc_place {
         BC_COUNT(P, W)                                                                                                \
         BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const __m512i kind = _mm512_loadu_si512(b->column + col + 16 * i);                                        \
+            const __m512i own = _mm512_loadu_si512(b->differ + col + 16 * i);                                         \
             BC_UNROLL for (int j = 0; j < W; j++) {                                                                   \
                 const __m512i base = _mm512_loadu_si512(b->base + (channel + j) * b->base_step);                      \
-                const __m512i twice = _mm512_slli_epi32(count[j][i], 1);                                              \
+                const __m512i less = _mm512_sub_epi32(own, _mm512_set1_epi32(bc_added(b)[channel + j]));              \
+                const __m512i from = _mm512_add_epi32(_mm512_permutexvar_epi32(kind, base), less);                    \
                 _mm512_store_si512(&t[channel + j][16 * i],                                                           \
-                                   _mm512_sub_epi32(_mm512_permutexvar_epi32(kind, base), twice));                    \
+                                   _mm512_sub_epi32(from, _mm512_slli_epi32(count[j][i], 2)));                        \
             }                                                                                                         \
         }                                                                                                             \
     }                                                                                                                 \
@@ -99,8 +168,11 @@ typedef struct bc_place {
         __m512i count[W][P];                                                                                          \
         BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const __m512i kind = _mm512_loadu_si512(b->column + col + 16 * i);                                        \
-            BC_UNROLL for (int j = 0; j < W; j++)                                                                     \
-                count[j][i] = _mm512_permutexvar_epi32(kind, _mm512_load_si512(b->limits->start[channel + j]));       \
+            const __m512i own = _mm512_loadu_si512(b->differ + col + 16 * i);                                         \
+            BC_UNROLL for (int j = 0; j < W; j++) {                                                                   \
+                const __m512i from = _mm512_permutexvar_epi32(kind, _mm512_load_si512(b->limits->start[channel + j])); \
+                count[j][i] = _mm512_srai_epi32(_mm512_sub_epi32(from, own), 2);                                      \
+            }                                                                                                         \
         }                                                                                                             \
         BC_COUNT(P, W)                                                                                                \
         BC_UNROLL for (int j = W; j-- > 0;)                                                                           \
@@ -108,13 +180,14 @@ typedef struct bc_place {
     }                                                                                                                 \
     static BC_INLINE void FLOATS(const bc_band *b, ptrdiff_t col, int channel, const bc_place *at, int scaled,        \
                                  __m512i word[P]) {                                                                   \
-        __m512i count[W][P], kind[P];                                                                                 \
+        __m512i count[W][P], kind[P], own[P];                                                                          \
         BC_UNROLL for (int j = 0; j < W; j++)                                                                         \
             BC_UNROLL for (int i = 0; i < P; i++) count[j][i] = _mm512_setzero_si512();                               \
         BC_COUNT(P, W)                                                                                                \
         const int whole = at->last == 0xffff;                                                                         \
         __m512i bits[P];                                                                                              \
         BC_UNROLL for (int i = 0; i < P; i++) kind[i] = _mm512_loadu_si512(b->column + col + 16 * i);                 \
+        BC_UNROLL for (int i = 0; i < P; i++) own[i] = _mm512_loadu_si512(b->differ + col + 16 * i);                  \
         BC_UNROLL for (int i = 0; i < P; i++) bits[i] = word[i];                                                      \
         BC_UNROLL for (int j = 0; j < W; j++) BC_FINISH(P, channel + j, count[j][i])                                  \
         BC_UNROLL for (int i = 0; i < P; i++) word[i] = bits[i];                                                      \
@@ -137,13 +210,17 @@ static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t
     }
 }
 
-/* acc = base - 2 count is below a threshold where the count is above half of base - threshold: where counters that start
- * from minus that, less one, do not end below zero. */
-static inline void bc_limit(const int32_t *base, ptrdiff_t step, bc_limits *limits) {
+/* acc = base - 2 d is below a threshold where d is above half of base - threshold: where d plus `from`, minus that less one,
+ * is not below zero. d is (added - differ + 4 count) / 2, so that count + (2 from + added - differ) / 4, rounded down, has
+ * the same sign. */
+static inline void bc_limit(const bc_band *b, bc_limits *limits) {
     const __m512i ones = _mm512_set1_epi32(-1);
     for (int j = 0; j < BC_BLOCK; j++) {
-        const __m512i twice = _mm512_sub_epi32(_mm512_loadu_si512(base + j * step), _mm512_set1_epi32(limits->threshold[j]));
-        _mm512_store_si512(limits->start[j], _mm512_xor_si512(_mm512_srai_epi32(twice, 1), ones));
+        const __m512i base = _mm512_loadu_si512(b->base + j * b->base_step);
+        const __m512i twice = _mm512_sub_epi32(base, _mm512_set1_epi32(limits->threshold[j]));
+        const __m512i from = _mm512_xor_si512(_mm512_srai_epi32(twice, 1), ones);
+        const __m512i added = _mm512_set1_epi32(bc_added(b)[j]);
+        _mm512_store_si512(limits->start[j], _mm512_add_epi32(_mm512_slli_epi32(from, 1), added));
     }
 }
 

@@ -155,7 +155,8 @@ class BinaryGeometry:
         """Most bytes of scratch of one worker that any hook needs (bc_shape_of)."""
         tables = align(4 * (self.steps + 3 * align(self.out[3], SEGMENT)))
         past = 64  # a masked piece at the end of the last row reads a whole vector
-        return tables + align(16384 + 128 * self.steps) + align(self.band(rows)) + past
+        differ = align(4 * rows * align(self.out[3], SEGMENT))
+        return tables + align(16384 + 128 * self.steps) + differ + align(self.band(rows)) + past
 
     @property
     def packed_scratch(self) -> int:
