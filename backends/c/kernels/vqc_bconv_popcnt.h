@@ -71,9 +71,9 @@ static void bc_differ(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *to)
 
 #define BC_SELECT3 0xca /* the second where the first is 1, else the third */
 
-/* Add to counters of P vectors of positions and W channels. */
-#define BC_COUNT(P, W)                                                                                                \
-    const uint32_t *w = (const uint32_t *)b->w + channel, *start = b->x + col;                                        \
+/* Add to counters of P vectors of positions and a block of channels. */
+#define BC_COUNT(P)                                                                                                   \
+    const uint32_t *w = (const uint32_t *)b->w, *start = b->x + col;                                                  \
     const int32_t *off = b->off, *end = off + b->steps;                                                               \
     for (; off + 2 <= end; off += 2, w += 2 * BC_BLOCK) {                                                             \
         __m512i second[P], differ[P];                                                                                 \
@@ -81,7 +81,7 @@ static void bc_differ(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *to)
             second[i] = _mm512_loadu_si512(start + off[1] + 16 * i);                                                  \
             differ[i] = _mm512_xor_si512(second[i], _mm512_loadu_si512(start + off[0] + 16 * i));                     \
         }                                                                                                             \
-        BC_UNROLL for (int j = 0; j < W; j++) {                                                                       \
+        BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) {                                                                       \
             const __m512i wj = _mm512_set1_epi32((int32_t)w[j]), same = _mm512_set1_epi32((int32_t)w[BC_BLOCK + j]);  \
             BC_UNROLL for (int i = 0; i < P; i++) {                                                                   \
                 const __m512i by = _mm512_xor_si512(second[i], wj);                                                   \
@@ -93,7 +93,7 @@ static void bc_differ(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *to)
     for (int left = off < end; left; left = 0) {                                                                      \
         __m512i v[P];                                                                                                 \
         BC_UNROLL for (int i = 0; i < P; i++) v[i] = _mm512_loadu_si512(start + *off + 16 * i);                       \
-        BC_UNROLL for (int j = 0; j < W; j++) {                                                                       \
+        BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) {                                                                       \
             const __m512i wj = _mm512_set1_epi32((int32_t)w[j]);                                                      \
             BC_UNROLL for (int i = 0; i < P; i++)                                                                     \
                 count[j][i] = _mm512_add_epi32(count[j][i], _mm512_popcnt_epi32(_mm512_andnot_si512(wj, v[i])));      \
@@ -128,86 +128,79 @@ typedef struct bc_place {
         const __m512 scale = _mm512_set1_ps(at->scale[channel]), bias = _mm512_set1_ps(at->bias[channel]);            \
         const __m512 slope = _mm512_set1_ps(at->slope[channel]), tau = _mm512_set1_ps(at->tau[channel]);              \
         const __m512i bit = _mm512_set1_epi32(1 << (channel));                                                        \
-        const float *from = at->residual[channel];                                                                    \
-        float *to = at->y[channel];                                                                                   \
+        const float *from = at->residual[channel] + first;                                                            \
+        float *to = at->y[channel] + first;                                                                           \
         BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const int all = whole || i < P - 1;                                                                       \
             const __m512i all_base = _mm512_add_epi32(_mm512_permutexvar_epi32(kind[i], base), own[i]);               \
             const __m512i acc = _mm512_sub_epi32(all_base, _mm512_slli_epi32(COUNT, 2));                              \
-            __m512 added = all ? _mm512_loadu_ps(from + 16 * i) : _mm512_maskz_loadu_ps(at->last, from + 16 * i);     \
+            __m512 added = all ? _mm512_loadu_ps(from + 16 * i) : _mm512_maskz_loadu_ps(last, from + 16 * i);         \
             __m512 v = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), scale), bias);                            \
             if (scaled) added = _mm512_mul_ps(added, _mm512_set1_ps(at->residual_scale));                             \
             v = _mm512_add_ps(v, added);                                                                              \
             v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(_mm512_setzero_ps(), v, _CMP_NLT_UQ), v, slope);             \
             if (all) _mm512_storeu_ps(to + 16 * i, v);                                                                \
-            else _mm512_mask_storeu_ps(to + 16 * i, at->last, v);                                                     \
+            else _mm512_mask_storeu_ps(to + 16 * i, last, v);                                                         \
             bits[i] = _mm512_mask_or_epi32(bits[i], _mm512_cmp_ps_mask(v, tau, _CMP_LT_OQ), bits[i], bit);            \
         }                                                                                                             \
     }
 
-/* The sums, the bits and the float results they become. */
-#define BC_TILE(SUMS, BITS, FLOATS, P, W)                                                                             \
-    static inline void SUMS(const bc_band *b, ptrdiff_t col, ptrdiff_t channel, int32_t t[BC_BLOCK][BC_SEGMENT]) {    \
-        __m512i count[W][P];                                                                                          \
-        BC_UNROLL for (int j = 0; j < W; j++)                                                                         \
+/* The sums, the bits and the float results they become, of P vectors from column `col` on. */
+#define BC_TILE(SUMS, BITS, FLOATS, P)                                                                                \
+    static inline void SUMS(const bc_band *b, ptrdiff_t col, int32_t *t) {                                            \
+        __m512i count[BC_BLOCK][P];                                                                                   \
+        BC_UNROLL for (int j = 0; j < BC_BLOCK; j++)                                                                  \
             BC_UNROLL for (int i = 0; i < P; i++) count[j][i] = _mm512_setzero_si512();                               \
-        BC_COUNT(P, W)                                                                                                \
+        BC_COUNT(P)                                                                                                   \
         BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const __m512i kind = _mm512_loadu_si512(b->column + col + 16 * i);                                        \
             const __m512i own = _mm512_loadu_si512(b->differ + col + 16 * i);                                         \
-            BC_UNROLL for (int j = 0; j < W; j++) {                                                                   \
-                const __m512i base = _mm512_loadu_si512(b->base + (channel + j) * b->base_step);                      \
-                const __m512i less = _mm512_sub_epi32(own, _mm512_set1_epi32(bc_added(b)[channel + j]));              \
+            BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) {                                                            \
+                const __m512i base = _mm512_loadu_si512(b->base + j * b->base_step);                                  \
+                const __m512i less = _mm512_sub_epi32(own, _mm512_set1_epi32(bc_added(b)[j]));                        \
                 const __m512i from = _mm512_add_epi32(_mm512_permutexvar_epi32(kind, base), less);                    \
-                _mm512_store_si512(&t[channel + j][16 * i],                                                           \
+                _mm512_store_si512(t + j * BC_SEGMENT + 16 * i,                                                       \
                                    _mm512_sub_epi32(from, _mm512_slli_epi32(count[j][i], 2)));                        \
             }                                                                                                         \
         }                                                                                                             \
     }                                                                                                                 \
-    static inline void BITS(const bc_band *b, ptrdiff_t col, ptrdiff_t channel, __m512i word[P]) {                    \
-        __m512i count[W][P];                                                                                          \
+    static inline void BITS(const bc_band *b, ptrdiff_t col, __m512i word[P]) {                                       \
+        __m512i count[BC_BLOCK][P];                                                                                   \
         BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
             const __m512i kind = _mm512_loadu_si512(b->column + col + 16 * i);                                        \
             const __m512i own = _mm512_loadu_si512(b->differ + col + 16 * i);                                         \
-            BC_UNROLL for (int j = 0; j < W; j++) {                                                                   \
-                const __m512i from = _mm512_permutexvar_epi32(kind, _mm512_load_si512(b->limits->start[channel + j])); \
+            BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) {                                                            \
+                const __m512i from = _mm512_permutexvar_epi32(kind, _mm512_load_si512(b->limits->start[j]));          \
                 count[j][i] = _mm512_srai_epi32(_mm512_sub_epi32(from, own), 2);                                      \
             }                                                                                                         \
         }                                                                                                             \
-        BC_COUNT(P, W)                                                                                                \
-        BC_UNROLL for (int j = W; j-- > 0;)                                                                           \
+        BC_COUNT(P)                                                                                                   \
+        BC_UNROLL for (int i = 0; i < P; i++) word[i] = _mm512_setzero_si512();                                       \
+        BC_UNROLL for (int j = BC_BLOCK; j-- > 0;)                                                                    \
             BC_UNROLL for (int i = 0; i < P; i++) word[i] = bc_push_sign(word[i], count[j][i]);                       \
     }                                                                                                                 \
-    static BC_INLINE void FLOATS(const bc_band *b, ptrdiff_t col, int channel, const bc_place *at, int scaled,        \
-                                 __m512i word[P]) {                                                                   \
-        __m512i count[W][P], kind[P], own[P];                                                                          \
-        BC_UNROLL for (int j = 0; j < W; j++)                                                                         \
+    static BC_INLINE void FLOATS(const bc_band *b, ptrdiff_t col, const bc_place *at, ptrdiff_t first, __mmask16 last, \
+                                 int scaled, __m512i word[P]) {                                                       \
+        __m512i count[BC_BLOCK][P], kind[P], own[P], bits[P];                                                         \
+        BC_UNROLL for (int j = 0; j < BC_BLOCK; j++)                                                                  \
             BC_UNROLL for (int i = 0; i < P; i++) count[j][i] = _mm512_setzero_si512();                               \
-        BC_COUNT(P, W)                                                                                                \
-        const int whole = at->last == 0xffff;                                                                         \
-        __m512i bits[P];                                                                                              \
-        BC_UNROLL for (int i = 0; i < P; i++) kind[i] = _mm512_loadu_si512(b->column + col + 16 * i);                 \
-        BC_UNROLL for (int i = 0; i < P; i++) own[i] = _mm512_loadu_si512(b->differ + col + 16 * i);                  \
-        BC_UNROLL for (int i = 0; i < P; i++) bits[i] = word[i];                                                      \
-        BC_UNROLL for (int j = 0; j < W; j++) BC_FINISH(P, channel + j, count[j][i])                                  \
+        BC_COUNT(P)                                                                                                   \
+        const int whole = last == 0xffff;                                                                             \
+        BC_UNROLL for (int i = 0; i < P; i++) {                                                                       \
+            kind[i] = _mm512_loadu_si512(b->column + col + 16 * i);                                                   \
+            own[i] = _mm512_loadu_si512(b->differ + col + 16 * i);                                                    \
+            bits[i] = _mm512_setzero_si512();                                                                         \
+        }                                                                                                             \
+        BC_UNROLL for (int j = 0; j < BC_BLOCK; j++) BC_FINISH(P, j, count[j][i])                                     \
         BC_UNROLL for (int i = 0; i < P; i++) word[i] = bits[i];                                                      \
     }
-BC_TILE(bc_tile_1, bc_bits_1, bc_floats_1, 1, 8)
-BC_TILE(bc_tile_2, bc_bits_2, bc_floats_2, 2, 8)
-BC_TILE(bc_tile_3, bc_bits_3, bc_floats_3, 3, 8)
-BC_TILE(bc_tile_4, bc_bits_4, bc_floats_4, 4, 4)
+BC_TILE(bc_tile_1, bc_bits_1, bc_floats_1, 1)
+BC_TILE(bc_tile_2, bc_bits_2, bc_floats_2, 2)
 
 static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
-    if (n > 48) {
-        bc_tile_4(b, col, 0, t);
-        bc_tile_4(b, col, 4, t);
-    } else if (n > 32) {
-        bc_tile_3(b, col, 0, t);
-    } else if (n > 16) {
-        bc_tile_2(b, col, 0, t);
-    } else {
-        bc_tile_1(b, col, 0, t);
-    }
+    ptrdiff_t i = 0;
+    for (; i + 16 < n; i += 32) bc_tile_2(b, col + i, t[0] + i);
+    if (i < n) bc_tile_1(b, col + i, t[0] + i);
 }
 
 /* acc = base - 2 d is below a threshold where d is above half of base - threshold: where d plus `from`, minus that less one,
@@ -240,41 +233,26 @@ static inline void bc_write_bits(const __m512i *word, __m512i turned, ptrdiff_t 
 static inline void bc_bits(const bc_band *b, ptrdiff_t o, ptrdiff_t col, ptrdiff_t n, uint32_t *bits) {
     const bc_limits *limits = b->limits;
     const __m512i turned = _mm512_set1_epi32(~limits->turned & 0xff);
-    __m512i word[4];
-    for (int i = 0; i < 4; i++) word[i] = _mm512_setzero_si512();
-    if (n > 48) {
-        bc_bits_4(b, col, 4, word);
-        bc_bits_4(b, col, 0, word);
-    } else if (n > 32) {
-        bc_bits_3(b, col, 0, word);
-    } else if (n > 16) {
-        bc_bits_2(b, col, 0, word);
-    } else {
-        bc_bits_1(b, col, 0, word);
-    }
+    __m512i word[BC_SEGMENT / 16];
+    ptrdiff_t i = 0;
+    for (; i + 16 < n; i += 32) bc_bits_2(b, col + i, word + i / 16);
+    if (i < n) bc_bits_1(b, col + i, word + i / 16);
     bc_write_bits(word, turned, o, n, bits);
 }
 
 /* Float results, and the bits after them, of n positions of a row for a whole block of channels. */
-#define BC_FLOATS(scaled)                                                                                             \
-    if (n > 48) {                                                                                                     \
-        bc_floats_4(b, col, 0, at, scaled, word);                                                                     \
-        bc_floats_4(b, col, 4, at, scaled, word);                                                                     \
-    } else if (n > 32) {                                                                                              \
-        bc_floats_3(b, col, 0, at, scaled, word);                                                                     \
-    } else if (n > 16) {                                                                                              \
-        bc_floats_2(b, col, 0, at, scaled, word);                                                                     \
-    } else {                                                                                                          \
-        bc_floats_1(b, col, 0, at, scaled, word);                                                                     \
-    }
+static BC_INLINE void bc_floats_as(const bc_band *b, ptrdiff_t col, ptrdiff_t n, const bc_place *at, int scaled,
+                                   __m512i *word) {
+    ptrdiff_t i = 0;
+    for (; i + 16 < n; i += 32)
+        bc_floats_2(b, col + i, at, i, i + 32 < n ? 0xffff : at->last, scaled, word + i / 16);
+    if (i < n) bc_floats_1(b, col + i, at, i, at->last, scaled, word + i / 16);
+}
+
 static BC_NOINLINE void bc_floats(const bc_band *b, ptrdiff_t o, ptrdiff_t col, ptrdiff_t n, const bc_place *at) {
-    __m512i word[4];
-    for (int i = 0; i < 4; i++) word[i] = _mm512_setzero_si512();
-    if (at->residual_scale == 1.0f) {
-        BC_FLOATS(0)
-    } else {
-        BC_FLOATS(1)
-    }
+    __m512i word[BC_SEGMENT / 16];
+    if (at->residual_scale == 1.0f) bc_floats_as(b, col, n, at, 0, word);
+    else bc_floats_as(b, col, n, at, 1, word);
     if (at->bits != NULL) bc_write_bits(word, _mm512_setzero_si512(), o, n, at->bits);
 }
 
