@@ -122,7 +122,7 @@ static int compare(const vqc_model *m, void *scratch) {
     p->sh = between(1, 2), p->sw = between(1, 3), p->dh = between(1, 2), p->dw = between(1, 2);
     p->ph = between(0, 3), p->pw = between(0, 3);
     p->h = between(0, 5), p->w = columns[draw() % 12];
-    if (draw() % 4 == 0) { /* enough outputs for the bit-sliced counters, in one pass or more */
+    if (draw() % 4 == 0) { /* many outputs, over several groups */
         p->o = between(33, 80), p->h = between(4, 8), p->w = between(110, 140), p->sh = p->sw = 1;
         p->kh = p->kh > 3 ? 3 : p->kh, p->kw = p->kw > 3 ? 3 : p->kw;
     }
@@ -133,7 +133,7 @@ static int compare(const vqc_model *m, void *scratch) {
     fill(&l);
     if (p->taus) p->taus = p->o;
     else p->taus = 1;
-    if (draw() % 8 == 0) p->scratch = 1u << 16; /* often too little for the bit-sliced counters */
+    if (draw() % 8 == 0) p->scratch = 1u << 16; /* often too little for a task of its own */
     uint32_t *bits = words(l.words);
     float *y = floats(l.outputs);
     int bad = 0;

@@ -1,6 +1,7 @@
 /* What follows the counts of a binary convolution on Arm: 8 channels at chunks of 16 positions. */
 #define BC_UNROLL _Pragma("GCC unroll 16")
-#define BC_MOST_STEPS 511 /* base - 2 * count stays within 16 bits */
+#define BC_MOST_STEPS 511 /* sums stay within 16 bits */
+#define BC_PAIRED_STEPS 510 /* counts of so many stay within 16 bits, four times */
 #define BC_CHUNKS 8       /* of 16 positions, worked on together */
 #define BC_TILE 128       /* their positions */
 

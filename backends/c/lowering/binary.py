@@ -165,11 +165,8 @@ class BinaryGeometry:
 
     def arm_scratch(self, kinds: int) -> int:
         """Most bytes that kernels on Arm need beyond that (bc_plan_of in vqc_bconv_task_neon.h)."""
-        channels, blocks = align(self.out[1], BLOCK), -(-self.steps // 2)
-        starts = channels * 2 * (kinds + 128)
-        words = 16 * channels * self.steps
-        tables = min(blocks, 9) * 252 * 16
-        return starts + words + tables + 2 * channels * 13 * 16 + channels * blocks * 34 * 4 + 8 * 64
+        channels = align(self.out[1], BLOCK)
+        return channels * 2 * (kinds + 128) + channels // BLOCK * (16 * BLOCK * self.steps + 64) + 3 * 64
 
 
 def base_sums(geo: BinaryGeometry, weight: Tensor) -> tuple[Tensor, Tensor, int, int]:

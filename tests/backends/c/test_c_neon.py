@@ -35,10 +35,10 @@ def test_random_layers_equal_the_generic_twin(program, seed):
 @pytest.mark.parametrize(
     "case",
     [
-        Case("decide", 64, 64, 16, 128, 3, 3.6),  # bit-sliced counters
-        Case("decide", 32, 32, 80, 128, 3, 3.6),  # few channels: tables weigh more
-        Case("decide", 128, 128, 16, 64, 3, 3.6),  # in two passes
-        Case("decide", 256, 16, 16, 64, 3, 3.6),  # too few outputs for tables: eor and cnt
+        Case("decide", 64, 64, 16, 128, 3, 3.0),
+        Case("decide", 32, 32, 80, 128, 3, 3.3),  # nine steps: one has no partner
+        Case("decide", 128, 128, 16, 64, 3, 3.0),
+        Case("decide", 256, 16, 16, 64, 3, 3.3),  # few outputs: what a band costs once weighs more
         Case("float", 64, 64, 8, 64, 3, 4.5, "bc_float"),
     ],
 )
@@ -60,7 +60,7 @@ def test_instructions_are_counted_one_by_one(tmp_path):
 
 
 def test_a_program_of_wide_layers_gives_the_reference_result(tmp_path):
-    """Through the whole backend: a residual and PReLU, a threshold; wide enough for the bit-sliced counters."""
+    """Through the whole backend: a residual and PReLU, a threshold; with scratch enough for a task of its own."""
     torch.manual_seed(5)
 
     def signs(*shape):
@@ -81,4 +81,4 @@ def test_a_program_of_wide_layers_gives_the_reference_result(tmp_path):
     program = build_export(folder, "aarch64-linux")["bits_test"]
     done = self_test(program, folder, qemu("aarch64"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert neon_count.instructions(program, str(folder))["bc_counters_few"] > 0  # there was scratch enough for them
+    assert neon_count.instructions(program, str(folder))["bc_float"] > 0  # only that task calls it
