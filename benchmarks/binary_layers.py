@@ -9,7 +9,8 @@ The time of a layer is (long body - short body) / (difference in layers). Engine
 time counts. `isa`: "full" is all the machine has; "avx2" limits OpenVINO by ONEDNN_MAX_CPU_ISA, in a process of its own
 in which the kernel of a float convolution shows that it obeys (binary ones are always called "jit_avx512_u1", and only
 their time shows it), and compiles vqc for x86-64-v3. `share` is the part of the machine's limit that a body reaches:
-a loop of xor, popcount and add over operands in the first-level cache, timed in between.
+a loop of xor, popcount and add over operands in the first-level cache, timed in between; `pair_share` of one that counts
+two steps at once, as vqc's kernel does.
 Every body's output is compared with the reference before it is timed.
 """
 
@@ -211,15 +212,28 @@ def openvino_kernel() -> str:
 LIMIT = r"""
 #include <stdint.h>
 #include <immintrin.h>
+#define COUNT(x, y) count[j][y] = _mm512_add_epi64(count[j][y], _mm512_popcnt_epi64(x))
+#define SELECT(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0xca)
 void limit(const uint64_t *x, const uint64_t *w, uint64_t *out, int steps) {
     __m512i count[8][2];
     for (int j = 0; j < 8; j++) count[j][0] = count[j][1] = _mm512_setzero_si512();
-    for (int k = 0; k < steps; k++, x += 16, w += 8) {
+    for (int k = 0; k < steps; k += 2, x += 32, w += 16) {
         const __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(x + 8);
+        const __m512i c = _mm512_loadu_si512(x + 16), d = _mm512_loadu_si512(x + 24);
+#ifdef PAIRS
+        const __m512i ac = _mm512_xor_si512(a, c), bd = _mm512_xor_si512(b, d);
+#endif
         for (int j = 0; j < 8; j++) {
-            const __m512i wj = _mm512_set1_epi64((long long)w[j]);
-            count[j][0] = _mm512_add_epi64(count[j][0], _mm512_popcnt_epi64(_mm512_xor_si512(a, wj)));
-            count[j][1] = _mm512_add_epi64(count[j][1], _mm512_popcnt_epi64(_mm512_xor_si512(b, wj)));
+            const __m512i v = _mm512_set1_epi64((long long)w[j]), u = _mm512_set1_epi64((long long)w[j + 8]);
+#ifdef PAIRS
+            COUNT(SELECT(_mm512_xor_si512(c, v), u, ac), 0);
+            COUNT(SELECT(_mm512_xor_si512(d, v), u, bd), 1);
+#else
+            COUNT(_mm512_xor_si512(a, v), 0);
+            COUNT(_mm512_xor_si512(b, v), 1);
+            COUNT(_mm512_xor_si512(c, u), 0);
+            COUNT(_mm512_xor_si512(d, u), 1);
+#endif
         }
     }
     for (int j = 0; j < 8; j++) {
@@ -232,27 +246,36 @@ void limit_many(const uint64_t *x, const uint64_t *w, uint64_t *out, int steps, 
 }
 """
 LIMIT_STEPS, LIMIT_TIMES = 36, 2000
+LIMITS = {"limit": [], "limit of pairs": ["-DPAIRS"]}
 
 
-def popcount_limit() -> Callable[[], None] | None:
-    """A loop of xor, popcount and add on operands in the first-level cache; None on a CPU without VPOPCNTDQ."""
+def popcount_limits() -> dict[str, Callable[[], None]]:
+    """Loops on operands in the first-level cache, none on a CPU without VPOPCNTDQ.
+
+    "limit": an xor, a popcount and an add a step. "limit of pairs": an xor, a select, a popcount and an add for two.
+    """
     try:
         if "avx512_vpopcntdq" not in Path("/proc/cpuinfo").read_text():
-            return None
+            return {}
     except OSError:
-        return None
+        return {}
     folder = Path(tempfile.mkdtemp(prefix="vqc-limit-"))
     (folder / "limit.c").write_text(LIMIT)
-    subprocess.run([*find_compiler().command, "-O3", "-march=native", "-shared", "-fPIC", "limit.c", "-o", "limit.so"],
-                   cwd=folder, check=True)  # fmt: skip
-    function = ctypes.CDLL(str(folder / "limit.so")).limit_many
     data = [np.random.default_rng(0).integers(0, 2**63, 16 * LIMIT_STEPS + 16, dtype=np.uint64) for _ in range(3)]
     given = [ctypes.c_void_p(d.ctypes.data) for d in data]
 
-    def run(keep: object = data) -> None:
-        function(*given, LIMIT_STEPS, LIMIT_TIMES)
+    def loop(name: str, flags: Sequence[str]) -> Callable[[], None]:
+        library = name.replace(" ", "_") + ".so"
+        subprocess.run([*find_compiler().command, "-O3", "-march=native", *flags, "-shared", "-fPIC", "limit.c", "-o",
+                        library], cwd=folder, check=True)  # fmt: skip
+        function = ctypes.CDLL(str(folder / library)).limit_many
 
-    return run
+        def run(keep: object = data) -> None:
+            function(*given, LIMIT_STEPS, LIMIT_TIMES)
+
+        return run
+
+    return {name: loop(name, flags) for name, flags in LIMITS.items()}
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -281,7 +304,7 @@ def _settled(runs: dict[str, Callable[[], None]], rounds: int, attempts: int = 1
         best = {name: min(before[name], found[name]) for name in runs}
         if any(best[name] < 0.99 * before[name] for name in runs):
             continue
-        engines = {name.split()[0] for name in runs if name != "limit"}
+        engines = {name.split()[0] for name in runs if name not in LIMITS}
         pairs = [(best[f"{e} {LONG}"], best[f"{e} {SHORT}"]) for e in engines]
         if all(short < long < short * LONG / SHORT * 1.3 for long, short in pairs):
             return best
@@ -296,14 +319,14 @@ def _close(got: Tensor, want: Tensor, what: str) -> None:
 def _here(isa: str, shapes: Sequence[Shape], rounds: int) -> list[Record]:
     """Measure in this process; for "avx2" its environment must hold OpenVINO back already."""
     peer = find_spec("openvino") is not None
-    limit = popcount_limit() if isa == "full" else None
+    limits = popcount_limits() if isa == "full" else {}
     kernel = openvino_kernel() if peer else ""
     if isa == "avx2" and "512" in kernel:
         raise RuntimeError(f"OpenVINO takes {kernel} although held to AVX2")
     records = []
     for shape in shapes:
         for kind in KINDS:
-            runs: dict[str, Callable[[], None]] = {} if limit is None else {"limit": limit}
+            runs: dict[str, Callable[[], None]] = dict(limits)
             for count in (SHORT, LONG):
                 found = layers(shape, count)
                 program = body(shape, kind, found)
@@ -323,9 +346,9 @@ def _here(isa: str, shapes: Sequence[Shape], rounds: int) -> list[Record]:
             if peer:
                 record["openvino_float_kernel"] = kernel
                 record["ratio"] = round(record["openvino_ms"] / record["vqc_ms"], 2)
-            if limit is not None:
-                gmacs = 8 * 16 * 64 * LIMIT_STEPS * LIMIT_TIMES / best["limit"] / 1e6
-                record["limit_gmacs"], record["share"] = round(gmacs), round(record["vqc_gmacs"] / gmacs, 3)
+            for name, share in zip(limits, ("share", "pair_share"), strict=False):
+                gmacs = 8 * 16 * 64 * LIMIT_STEPS * LIMIT_TIMES / best[name] / 1e6
+                record[f"{share}_gmacs"], record[share] = round(gmacs), round(record["vqc_gmacs"] / gmacs, 3)
             records.append(record)
     return records
 
@@ -354,7 +377,7 @@ def text(records: Sequence[Record]) -> str:
     """The records as a Markdown table."""
     columns = {"layer": "layer", "kind": "body", "isa": "instructions", "vqc_ms": "vqc ms",
                "openvino_ms": "OpenVINO ms", "ratio": "ratio", "vqc_gmacs": "vqc GMAC/s",
-               "share": "of the limit"}  # fmt: skip
+               "share": "of the limit", "pair_share": "of that of pairs"}  # fmt: skip
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(str(r.get(c, "-")) for c in columns) + " |" for r in records]
     return "\n".join(lines)

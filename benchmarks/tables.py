@@ -105,12 +105,13 @@ def _chosen(records: Sequence[Record], names: dict[str, str], digits: dict[str, 
 def binary(records: Sequence[Record]) -> str:
     """Binary layers: one row for a shape, a body and an instruction set."""
     names = {"layer": "layer", "kind": "body", "isa": "instructions", "vqc_ms": "vqc ms", "openvino_ms": "OpenVINO ms",
-             "ratio": "times as fast", "vqc_gmacs": "vqc GMAC/s", "share": "of the limit"}  # fmt: skip
+             "ratio": "times as fast", "vqc_gmacs": "vqc GMAC/s", "share": "of the limit",
+             "pair_share": "of that of pairs"}  # fmt: skip
     text = (
         "\nBinary 3x3 convolutions with true zero padding, one more layer of a body: `chain` has binary pictures "
         "in\nand out, `residual` a sum and a PReLU in float; the limit is that of a loop of xor, count and add.\n\n"
     )
-    return text + _chosen(records, names, {"ratio": 2, "share": 2})
+    return text + _chosen(records, names, {"ratio": 2, "share": 2, "pair_share": 2})
 
 
 def masked(records: Sequence[Record]) -> str:
