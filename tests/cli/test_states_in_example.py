@@ -1,13 +1,16 @@
-"""A factory whose example holds what is no frame: it would be filled with frames, so it is refused."""
+"""A factory or a file whose example holds what is no frame: it would be filled with frames, so it is refused."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import vqc
 from vqc.errors import InputError
-from vqc.report.network import _of_factory
+from vqc.report.network import _of_factory, network
 
 
 class Carried(nn.Module):
@@ -42,3 +45,16 @@ def test_a_state_of_any_rank_is_told_as_one() -> None:
 def test_what_is_no_frame_is_named(other: object, told: str) -> None:
     with pytest.raises(InputError, match=told):
         _of_factory("net.py:make", lambda: (Carried(), (torch.rand(1, 3, 16, 16), other)), None)
+
+
+@pytest.mark.parametrize("ending", ["vqc", "pt2"])
+def test_a_file_is_held_to_the_same(tmp_path: Path, ending: str) -> None:
+    """A plane beside a frame: a clip's three channels would be put there, and fail in the middle of the work."""
+    program = vqc.capture(Carried().eval(), (torch.rand(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)))
+    path = tmp_path / f"net.{ending}"
+    if ending == "vqc":
+        vqc.save(program, path)
+    else:
+        path = next(vqc.export(program, tmp_path / "net", target="pt2").glob("*.pt2"))
+    with pytest.raises(InputError, match=r"does not take frames(.|\n)*tensor 1 is \[1,1,16,16\]"):
+        network(str(path))

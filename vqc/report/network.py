@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -178,15 +178,21 @@ def _of_factory(name: str, factory: Callable[[], Any], size: tuple[int, int] | N
         raise InputError(f"the example of {name} holds states: {', '.join(declared)}", where=name,
                          why="what is not a frame cannot come from a clip",
                          way_out="give frames alone, and let forward make a state where it is None")  # fmt: skip
-    others = [f"tensor {i} is {_described(x)}" for i, x in enumerate(tensors) if not is_frame(x, tensors[0])]
-    if not tensors or others:
-        raise InputError(f"the example of {name} is not made of frames", where=name,
-                         why="; ".join([*others, "a step's tensors are [1,3,H,W] or [1,T,3,H,W], of one size"]),
+    wrong = no_frames(tensors)
+    if wrong:
+        raise InputError(f"the example of {name} is not made of frames", where=name, why=wrong,
                          way_out="give frames alone, and let forward make what else it needs")  # fmt: skip
     if size is not None:
         tensors = tuple(torch.rand(*x.shape[:-2], *size, generator=torch.Generator().manual_seed(0)) for x in tensors)
     states = dict(parts[2]) if len(parts) > 2 else {}
     return Network(name.rpartition(":")[2], parts[0].eval(), tensors, states, int(parts[3]) if len(parts) > 3 else 0)
+
+
+def no_frames(example: Sequence[Any]) -> str:
+    """Why frames of a clip cannot stand for these tensors, with those that are none; "" where they can."""
+    others = [f"tensor {i} is {_described(x)}" for i, x in enumerate(example) if not is_frame(x, example[0])]
+    form = "a step's tensors are [1,3,H,W] or [1,T,3,H,W], of one size"
+    return "; ".join([*others, form]) if others or not example else ""
 
 
 def is_frame(x: Any, first: Any) -> bool:

@@ -13,7 +13,7 @@ from vqc.errors import ArtifactError, InputError
 from vqc.files import about
 from vqc.models import MODELS
 from vqc.program import Program
-from vqc.report.network import Network
+from vqc.report.network import Network, no_frames
 
 ENDING = ".vqc"
 
@@ -67,9 +67,9 @@ def exported_network(name: str, size: tuple[int, int] | None) -> Network:
 
 def _of_frames(path: Path, net: Network, size: tuple[int, int] | None) -> Network:
     """The network itself. Raises InputError when it does not take frames, or frames of another size."""
-    shapes = [list(x.shape) for x in net.example]
-    if not shapes or not all(len(s) in (4, 5) and s[0] == 1 for s in shapes):
-        raise InputError(f"{path.name} does not take frames", where=str(path), why=f"its inputs are {shapes}",
+    wrong = no_frames(net.example)
+    if wrong:
+        raise InputError(f"{path.name} does not take frames", where=str(path), why=wrong,
                          way_out="run it by vqc.load or vqc.capture, and vqc.compile")  # fmt: skip
     if size is not None and size != net.size:
         raise InputError(f"{path.name} cannot take frames of {size[0]}x{size[1]}",
