@@ -1,6 +1,6 @@
 """What a mask saves: time of a masked convolution against the dense one, by how much of the picture is active.
 
-python -m benchmarks.masked_layers
+    python -m benchmarks.masked_layers [--quick] [--kinds float32 int8 binary unit] [--repeats 30]
 
 One thread. Masks are blobs: smooth noise of 8 cells over the width, above the quantile that gives the density; "points"
 are as many positions scattered at random, the worst a mask can be. A layer and its masks run in one process in turn,
@@ -13,6 +13,7 @@ everything, and of what a program without a mask becomes.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from vqc.report.tables import markdown
 LAYERS = ((128, 36, 64), (64, 72, 128), (32, 144, 256), (16, 288, 512))  # channels in and out, height, width
 DENSITIES = (0.0, 0.1, 0.24, 0.5, 0.75, 1.0)
 CELLS = 8  # over the width, in the grid that blobs are made on
+KINDS = ("float32", "int8", "binary")
+UNIT = "unit"  # what the command line calls the binary unit
+REPEATS = 30
 
 
 def blobs(density: float, h: int, w: int, seed: int = 0) -> Tensor:
@@ -171,7 +175,7 @@ def unit_stepper(p: Program) -> Callable[[Sequence[Tensor]], float]:
 
 
 def measure_units(layers: Sequence[tuple[int, int, int]] = LAYERS, densities: Sequence[float] = DENSITIES,
-                  repeats: int = 30) -> list[dict[str, Any]]:  # fmt: skip
+                  repeats: int = REPEATS) -> list[dict[str, Any]]:  # fmt: skip
     """The records of `measure` for the binary unit, under blobs and under points."""
     records = []
     for channels, h, w in layers:
@@ -196,11 +200,11 @@ def measure_units(layers: Sequence[tuple[int, int, int]] = LAYERS, densities: Se
     return records
 
 
-def measure(kinds: Sequence[str] = ("float32", "int8", "binary"), layers: Sequence[tuple[int, int, int]] = LAYERS,
-            densities: Sequence[float] = DENSITIES, repeats: int = 30) -> list[dict[str, Any]]:  # fmt: skip
-    """One record for each kind, layer and density: milliseconds dense and masked, and their ratio."""
+def measure(kinds: Sequence[str] = (*KINDS, UNIT), layers: Sequence[tuple[int, int, int]] = LAYERS,
+            densities: Sequence[float] = DENSITIES, repeats: int = REPEATS) -> list[dict[str, Any]]:  # fmt: skip
+    """One record for each kind, layer and density: milliseconds dense and masked, and their ratio; the unit's last."""
     records = []
-    for kind in kinds:
+    for kind in (k for k in kinds if k != UNIT):
         for channels, h, w in layers:
             dense, masked, x = layer(kind, channels, h, w)
             whole, part = stepper(dense), stepper(masked)
@@ -214,13 +218,22 @@ def measure(kinds: Sequence[str] = ("float32", "int8", "binary"), layers: Sequen
                  "dense_ms": base[0] * 1e3, "masked_ms": t * 1e3, "ratio": t / base[0]}
                 for (_, mask), t in zip(cases, times, strict=True)
             ]  # fmt: skip
-    return records + measure_units(layers, densities, repeats)
+    return records + (measure_units(layers, densities, repeats) if UNIT in kinds else [])
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, UNIT], default=[*KINDS, UNIT],
+                        help="numbers of the single layers; unit: the binary unit")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of every layer under every mask")
+    parser.add_argument("--quick", action="store_true", help="one layer, a few repeats")
+    given = parser.parse_args(argv)
+    if given.repeats < 1:
+        parser.error("--repeats is 1 at least")
+    layers, repeats = (LAYERS[:1], 3) if given.quick else (LAYERS, given.repeats)
     rows = []
-    for r in measure():
+    for r in measure(given.kinds, layers, repeats=repeats):
         rows.append({"type": r["kind"], "layer": r["layer"], "density": f"{r['density']:.2f}",
                      "dense ms": f"{r['dense_ms']:.3f}", "masked ms": f"{r['masked_ms']:.3f}",
                      "ratio": f"{r['ratio']:.3f}", "above density": f"{r['ratio'] - r['density']:+.3f}"})  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cpu, layers, machine
+from benchmarks import cpu, layers, machine, masked_layers
 from benchmarks.command import begin, command
 from benchmarks.networks import Runner, race
 from vqc.report.network import Network
@@ -97,3 +97,32 @@ def test_a_benchmark_begins_with_one_thread_and_knows_where_it_writes(tmp_path: 
         )
     finally:
         torch.set_num_threads(before)
+
+
+def test_masked_layers_tells_of_itself_and_measures_what_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def measure(*given, **more):
+        calls.append((*given, more))
+        return [{"kind": "binary", "layer": "8->8@4x4", "density": 0.5, "dense_ms": 1, "masked_ms": 0.5, "ratio": 0.5}]
+
+    monkeypatch.setattr(masked_layers, "measure", measure)
+    for wrong, code in (["--help"], 0), (["--repeats", "0"], 2), (["--kinds", "int3"], 2):
+        with pytest.raises(SystemExit) as ended:
+            masked_layers.main(wrong)
+        assert ended.value.code == code and not calls
+    assert "--repeats" in capsys.readouterr().out
+    masked_layers.main([])
+    masked_layers.main(["--quick", "--kinds", "binary"])
+    every = ["float32", "int8", "binary", "unit"]
+    assert calls == [(every, masked_layers.LAYERS, {"repeats": 30}), (["binary"], masked_layers.LAYERS[:1],
+                                                                      {"repeats": 3})]  # fmt: skip
+    assert "8->8@4x4" in capsys.readouterr().out
+
+
+def test_the_binary_unit_is_measured_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_layers, "measure_units", lambda *_: [{"kind": "binary unit"}])
+    assert masked_layers.measure(["unit"]) == [{"kind": "binary unit"}]
+    assert masked_layers.measure([]) == []
