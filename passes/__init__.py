@@ -9,6 +9,7 @@ from vqc.passes.allocate_bits import AllocateBits
 from vqc.passes.bias_correct import BiasCorrect
 from vqc.passes.binarize import Binarize
 from vqc.passes.canonicalize import Canonicalize
+from vqc.passes.conv3d_to_conv2d import Conv3dToConv2d
 from vqc.passes.distill import Distill
 from vqc.passes.equalize import Equalize
 from vqc.passes.exact_float import ExactFloat
@@ -26,6 +27,7 @@ from vqc.passes.reconstruct import Reconstruct
 from vqc.passes.reestimate_bn import ReestimateBN
 from vqc.passes.shb_decoder import ShbDecoder
 
-__all__ = ["AdoptIntegers", "AffineCalibrate", "AllocateBits", "BiasCorrect", "Binarize", "Canonicalize", "Distill",
-           "Equalize", "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldBNSign", "FoldConstants", "Gptq", "LowerBinary",
-           "LowerInteger", "Mimic", "Observe", "Quantize", "Reconstruct", "ReestimateBN", "ShbDecoder"]  # fmt: skip
+__all__ = ["AdoptIntegers", "AffineCalibrate", "AllocateBits", "BiasCorrect", "Binarize", "Canonicalize",
+           "Conv3dToConv2d", "Distill", "Equalize", "ExactFloat", "FloatWhereSlower", "FoldBN", "FoldBNSign",
+           "FoldConstants", "Gptq", "LowerBinary", "LowerInteger", "Mimic", "Observe", "Quantize", "Reconstruct",
+           "ReestimateBN", "ShbDecoder"]  # fmt: skip
