@@ -16,6 +16,8 @@ class Recipe:
 
 
 _FLOAT = "canonicalize,fold-constants,fold-bn,canonicalize"
+# Before integers: 3-d convolutions have float kernels, integers only where they are 2-d ones.
+_PLANAR = "canonicalize,fold-constants,fold-bn,conv3d-to-conv2d,canonicalize"
 _INTEGER = "lower-integer,exact-float,canonicalize"
 
 # Rounding to nearest of fewer than 8 bits wants the search for weight scales. First and last layers keep 8 bits where
@@ -44,7 +46,7 @@ class _Learned:
 
     def recipes(self) -> tuple[Recipe, Recipe]:
         def text(learning: str) -> str:
-            return ",".join(filter(None, (_FLOAT, self.start, learning, _INTEGER)))
+            return ",".join(filter(None, (_PLANAR, self.start, learning, _INTEGER)))
 
         return (Recipe(self.name, text(self.quick), self.about, True),
                 Recipe(f"{self.name}-full", text(self.full), f"{self.about}; long", True))  # fmt: skip
@@ -99,16 +101,16 @@ RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
         Recipe("float", _FLOAT, "the same network in float32: batch norm folded, constants and duplicates gone"),
-        Recipe("int8", f"{_FLOAT},observe,quantize,{_INTEGER}",
+        Recipe("int8", f"{_PLANAR},observe,quantize,{_INTEGER}",
                "8-bit weights and activations in every layer but those that make the results; pictures without loss",
                needs_calibration=True),
-        Recipe("int8-all", f"{_FLOAT},observe,quantize{{tail=quantized,displacements=quantized}},{_INTEGER}",
+        Recipe("int8-all", f"{_PLANAR},observe,quantize{{tail=quantized,displacements=quantized}},{_INTEGER}",
                "as int8, with the layers that make the results in 8 bits as well", needs_calibration=True),
         Recipe("xnor", "canonicalize,fold-constants,fold-bn{scales=false},canonicalize,lower-binary,exact-float,"
                "fold-bn-sign,canonicalize",
                "a network trained in one bit (vqc.models.binary, vqc::fake_binarize): signs as bits, masks skipped"),
-        Recipe("bivm-decoder", f"{_FLOAT},{_SIGNS_UP},{_BESIDE_SIGNS}", _OF_SIGNS, needs_calibration=True),
-        Recipe("bivm-decoder-full", f"{_FLOAT},{_SIGNS_UP},{_TAUGHT},{_BESIDE_SIGNS}",
+        Recipe("bivm-decoder", f"{_PLANAR},{_SIGNS_UP},{_BESIDE_SIGNS}", _OF_SIGNS, needs_calibration=True),
+        Recipe("bivm-decoder-full", f"{_PLANAR},{_SIGNS_UP},{_TAUGHT},{_BESIDE_SIGNS}",
                f"{_OF_SIGNS}; then trained, long", needs_calibration=True),
         *(r for learned in _LEARNED for r in learned.recipes()),
     )
