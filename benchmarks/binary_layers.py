@@ -9,8 +9,8 @@ The time of a layer is (long body - short body) / (difference in layers). Engine
 time counts. `isa`: "full" is all the machine has; "avx2" limits OpenVINO by ONEDNN_MAX_CPU_ISA, in a process of its own
 in which the kernel of a float convolution shows that it obeys (binary ones are always called "jit_avx512_u1", and only
 their time shows it), and compiles vqc for x86-64-v3. `share` is the part of the machine's limit that a body reaches:
-a loop of xor, popcount and add over operands in the first-level cache, timed in between; `pair_share` of one that counts
-two steps at once, as vqc's kernel does.
+a loop of xor, popcount and add over operands in the first-level cache, timed in between; `pair_share` of one that
+counts two steps at once, as vqc's kernel does.
 Every body's output is compared with the reference before it is timed.
 """
 

@@ -29,7 +29,7 @@ from vqc.program import Declined, Program, op_text
 MEASURING_ROUNDS = 9  # of a step whose calls are timed; the least of each counts
 FALLBACKS = ("eager", "none")
 OPTIONS = {"cc": (str, type(None)), "threads": (int,), "fallback": (str,), "self_test": (bool,), "tune": (bool,),
-           "licence": (str,)}  # fmt: skip
+           "winograd": (bool,), "licence": (str,)}  # fmt: skip
 
 
 def runs_here(target: Target) -> None:
@@ -49,7 +49,15 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, OPTIONS[key]):
             raise TargetError(f"option {key} cannot be {value!r}",
                               why="it must be " + " or ".join(t.__name__ for t in OPTIONS[key]))  # fmt: skip
-    defaults = {"cc": None, "threads": 1, "fallback": "eager", "self_test": True, "tune": False, "licence": ""}
+    defaults = {
+        "cc": None,
+        "threads": 1,
+        "fallback": "eager",
+        "self_test": True,
+        "tune": False,
+        "winograd": False,
+        "licence": "",
+    }
     found = defaults | dict(options)
     if found["fallback"] not in FALLBACKS:
         raise TargetError(f"option fallback cannot be {found['fallback']!r}", way_out="use " + " or ".join(FALLBACKS))
@@ -78,18 +86,23 @@ def refuse(program: Program, missing: list[Declined], way_out: str) -> Unsupport
 
 
 def generate_model(program: Program, target: str, workers: int = 1, licence: str = "",
-                   choices: Choices | None = None) -> Model:  # fmt: skip
+                   choices: Choices | None = None, *, winograd: bool = False) -> Model:  # fmt: skip
     """The C of a Program whose every call is supported; the licence of its weights goes into the header."""
     states = {s.output for s in program.states}
     outputs = [n.name for i, n in enumerate(program.result_nodes) if i not in states]
     named = [program.outputs[i] if i < len(program.outputs) else n for i, n in enumerate(outputs)]
-    return generate(lower(program, target, workers, choices), [i.name for i in program.inputs], named,
+    lowered = lower(program, target, workers, choices, winograd=winograd)
+    return generate(lowered, [i.name for i in program.inputs], named,
                     (*program.notes, *([f"Licence of the weights: {licence}"] if licence else [])),
                     target_called(target).dispatched)  # fmt: skip
 
 
 class CBackend(Backend):
-    """Whole-model C, ahead of time. Options: cc, threads, fallback (eager, none), tune; self_test, licence (export)."""
+    """Whole-model C, ahead of time. Options: cc, threads, fallback (eager, none), tune; self_test, licence (export).
+
+    winograd: float convolutions with three rows of taps and no stride make 4 products where they would make 6
+    (winograd.py). Their weights take 4/3 of the bytes, and results differ from PyTorch's in the last bits, as ever.
+    """
 
     name: ClassVar[str] = "c"
 
@@ -116,8 +129,9 @@ class CBackend(Backend):
             from vqc.backends.c.partition import compile_partitioned
 
             return compile_partitioned(program, target, missing, find_compiler(opts["cc"]), opts["threads"],
-                                       opts["tune"])  # fmt: skip
-        return compile_whole(program, target, find_compiler(opts["cc"]), opts["threads"], opts["tune"])
+                                       opts["tune"], winograd=opts["winograd"])  # fmt: skip
+        return compile_whole(program, target, find_compiler(opts["cc"]), opts["threads"], opts["tune"],
+                             winograd=opts["winograd"])  # fmt: skip
 
     def export(self, program: Program, target: str, folder: Path, options: Mapping[str, Any]) -> Path:
         """Write C sources, weights, a CMake file and a self-test into a new folder.
@@ -133,7 +147,7 @@ class CBackend(Backend):
         if missing:
             raise refuse(program, missing, "rewrite these operators: exported C cannot fall back to PyTorch")
         opts["licence"] = opts["licence"] or UNKNOWN_LICENCE
-        model = generate_model(program, target, opts["threads"], opts["licence"])
+        model = generate_model(program, target, opts["threads"], opts["licence"], winograd=opts["winograd"])
         return export_folder(program, model, wanted, Path(folder), opts)
 
     def layers(self, program: Program, target: str, measured: bool, threads: int) -> Sequence[Layer]:
@@ -152,11 +166,12 @@ class CBackend(Backend):
         return exe.profile([example(program)], rounds=MEASURING_ROUNDS).layers
 
 
-def compile_whole(program: Program, target: str, compiler: Compiler, threads: int, tune: bool = False) -> CExecutable:
+def compile_whole(program: Program, target: str, compiler: Compiler, threads: int, tune: bool = False, *,
+                  winograd: bool = False) -> CExecutable:  # fmt: skip
     """Compile a Program whose every call is supported; `tune`: with what is fastest here, measured if need be."""
 
     def make(choices: Choices) -> CModel:
-        model = generate_model(program, target, threads, choices=choices)
+        model = generate_model(program, target, threads, choices=choices, winograd=winograd)
         sources = dict(model.sources)
         if threads > 1:
             sources |= kernel_files([THREAD_POOL])

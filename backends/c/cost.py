@@ -26,7 +26,8 @@ LEVELS = (("l1", 32 << 10), ("l2", 1 << 20), ("dram", math.inf))  # bytes that a
 # The part of the peak that kernels reach: of their kind's multiply-adds, or of the float ones where they do operations
 # on elements; by the beginning of the name, the longest that fits. Measured on RVM and RIFE with AVX-512.
 EFFICIENCY: dict[str, float] = {
-    "vqc_conv_f32": 0.7, "vqc_conv_transpose_f32": 0.5, "vqc_conv_exact": 0.25, "vqc_conv_transpose_exact": 0.25,
+    "vqc_conv_f32": 0.7, "vqc_conv_winograd": 0.9,  # of all products, of which it makes two thirds
+    "vqc_conv_transpose_f32": 0.5, "vqc_conv_exact": 0.25, "vqc_conv_transpose_exact": 0.25,
     "vqc_qconv_c4": 0.55, "vqc_qconv_transpose_c4": 0.48, "vqc_qconv_dw_c4": 0.06, "vqc_qconv": 0.15, "vqc_bconv": 0.7,
     "vqc_matmul": 0.3, "vqc_qlinear": 0.2, "vqc_grid_sample": 0.02, "vqc_avg_pool": 0.01, "vqc_parts_c4": 0.02,
     "vqc_resize": 0.2, "vqc_signs": 0.05, "vqc_": 0.25,

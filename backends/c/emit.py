@@ -30,6 +30,7 @@ KERNELS = resources.files("vqc.backends.c") / "kernels"
 FAMILIES: dict[str, tuple[str, ...]] = {
     "common": ("vqc_common.c", "vqc_cpu.c"),
     "conv_f32": ("vqc_conv_f32.c",),
+    "conv_winograd": ("vqc_conv_winograd.c",),
     "conv_rows": ("vqc_conv_rows.c",),
     "conv_exact_f32": ("vqc_conv_exact_f32.c",),
     "qconv": ("vqc_qconv.c",),
@@ -55,10 +56,11 @@ HEADERS = {
     "pointwise_s64": "vqc_pointwise.h", "move": "vqc_move.h", "resample": "vqc_resample.h", "pool": "vqc_pool.h",
     "reduce": "vqc_reduce.h", "order": "vqc_order.h", "volume": "vqc_volume.h", "sample": "vqc_sample.h",
     "matmul": "vqc_matmul.h", "qlinear": "vqc_qlinear.h", "bconv": "vqc_bconv.h", "signs": "vqc_signs.h",
-    "conv_rows": "vqc_conv_rows.h",
+    "conv_rows": "vqc_conv_rows.h", "conv_winograd": "vqc_conv_winograd.h",
     "masked_c4": "vqc_conv.h", "c4": "vqc_c4.h", "qconv_c4": "vqc_c4.h",
 }  # fmt: skip
-CONTRACTED = ("vqc_conv_f32.c", "vqc_conv_rows.c", "vqc_matmul.c")  # these may fuse products and sums; nothing else may
+# these may fuse products and sums; nothing else may
+CONTRACTED = ("vqc_conv_f32.c", "vqc_conv_winograd.c", "vqc_conv_rows.c", "vqc_matmul.c")
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ class Lowering:
     call, `bind` says what a node's result is.
     """
 
-    def __init__(self, program: Program, target: str, workers: int = 1, choices: Choices | None = None):
+    def __init__(self, program: Program, target: str, workers: int = 1, choices: Choices | None = None, *,
+                 winograd: bool = False):  # fmt: skip
         self.program = program
         self.target = target
         self.workers = workers
         self.choices = choices or Choices()
+        self.winograd = winograd  # float convolutions may take it where they can
         self.calls: list[Call] = []
         self.pool = WeightPool()
         self.env: dict[fx.Node, Any] = {}
@@ -313,10 +315,11 @@ def _named_by_origin(program: Program, lowered: Lowered) -> None:
         lowered.kernels[first] = " + ".join(names)
 
 
-def lower(program: Program, target: str, workers: int = 1, choices: Choices | None = None) -> Lowered:
+def lower(program: Program, target: str, workers: int = 1, choices: Choices | None = None, *,
+          winograd: bool = False) -> Lowered:  # fmt: skip
     """Lower a whole Program whose every call is supported; the weights payload is filled in."""
     program = expanded(program)
-    lowering = Lowering(program, target, workers, choices)
+    lowering = Lowering(program, target, workers, choices, winograd=winograd)
     lowered = lowering.run()
     _named_by_origin(program, lowered)
     lowered.weights = lowering.pool.payload()

@@ -123,7 +123,8 @@ class _Step:
 
 
 def compile_partitioned(program: Program, target: str, missing: Sequence[Declined], compiler: Compiler,
-                        threads: int, tune: bool = False) -> PartitionedExecutable:  # fmt: skip
+                        threads: int, tune: bool = False, *, winograd: bool = False
+                        ) -> PartitionedExecutable:  # fmt: skip
     """Compile what C can take and leave the rest (`missing`, with reasons) to PyTorch."""
     from vqc.backends.c.backend import compile_whole
 
@@ -135,7 +136,7 @@ def compile_partitioned(program: Program, target: str, missing: Sequence[Decline
         part, needs, gives = segment(program, nodes, f"{program.name}_{stage}")
         compiled = None
         if stage % 2 == 0:
-            compiled = compile_whole(part, target, compiler, threads, tune)
+            compiled = compile_whole(part, target, compiler, threads, tune, winograd=winograd)
             report.kernels.update(compiled.report.kernels)
             report.unfused += compiled.report.unfused
             report.layers += compiled.report.layers

@@ -85,18 +85,20 @@ static void cv_points(const cv_band *b, const CV_E *restrict w, ptrdiff_t block,
 #define CV_STORE_TILE cv_store
 #endif
 
-/* Bring a tile of positions [at, at + count) of channels [o, o + block) to the output; t is [block][count]. */
+/* Bring a tile of positions [at, at + count) of channels [o, o + block) to the output, those of the band's rows; t is
+ * [block][count]. */
 static void cv_flush(const cv_job *j, const cv_band *b, ptrdiff_t o, ptrdiff_t block, ptrdiff_t at, ptrdiff_t count,
                      const CV_A *t) {
     ptrdiff_t row = at / b->pitch, col = at % b->pitch, left = b->og - o, done = 0;
     if (left > block) left = block;
+    if (row >= b->rows) return;
     if (col + count <= b->ow && count == VQC_VL * CV_WIDE_8 && b->y_col == 1) { /* mostly; the length is a constant */
         for (ptrdiff_t i = 0; i < left; i++)
             CV_STORE_TILE(j, b->group * b->og + o + i, b->y + (o + i) * b->y_plane + row * b->y_row + col, 1,
                           t + i * count, VQC_VL * CV_WIDE_8);
         return;
     }
-    while (done < count) {
+    while (done < count && row < b->rows) {
         ptrdiff_t len = (col < b->ow ? b->ow : b->pitch) - col;
         if (len > count - done) len = count - done;
         if (col < b->ow)
@@ -112,6 +114,13 @@ static void cv_flush(const cv_job *j, const cv_band *b, ptrdiff_t o, ptrdiff_t b
 typedef void (*cv_tile)(const CV_E *restrict, ptrdiff_t, ptrdiff_t, const int32_t *restrict, ptrdiff_t,
                         const CV_E *restrict, CV_A *restrict);
 
+/* Elements of one group's weights for `taps` taps of every output channel. */
+static ptrdiff_t cv_group_weights(ptrdiff_t og, ptrdiff_t taps) {
+    const ptrdiff_t rest = og % 8;
+    return taps * (og - rest + (rest > 4 ? 8 : rest > 1 ? 4 : rest));
+}
+
+#ifndef CV_TILES_ONLY
 /* All output channels of one group over the positions of one band. */
 static void cv_run(const cv_job *j, const cv_band *b, CV_E *expanded) {
     const ptrdiff_t positions = (b->rows - 1) * b->pitch + b->ow, taps = b->planes * b->taps;
@@ -153,12 +162,6 @@ static void cv_run(const cv_job *j, const cv_band *b, CV_E *expanded) {
 #ifndef CV_NEAR
 #define CV_NEAR(j) 0
 #endif
-
-/* Elements of one group's weights for `taps` taps of every output channel. */
-static ptrdiff_t cv_group_weights(ptrdiff_t og, ptrdiff_t taps) {
-    const ptrdiff_t rest = og % 8;
-    return taps * (og - rest + (rest > 4 ? 8 : rest > 1 ? 4 : rest));
-}
 
 /* The worker's scratch: offsets of the taps, room for one block of weights, the packed planes. */
 static CV_E *cv_scratch(const cv_job *j, int worker, ptrdiff_t taps, ptrdiff_t block, int32_t **off, CV_E **expanded) {
@@ -257,6 +260,7 @@ static void cv_task(void *arg, int index, int worker) {
 #endif
     cv_run(j, &b, expanded);
 }
+#endif
 
 #ifndef CV_TASK_ONLY /* who calls cv_task needs nothing that starts tasks */
 /* One task of a transposed convolution: index is (batch * groups + group) * bands + band, a band of rows of every phase.

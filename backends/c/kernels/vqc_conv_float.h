@@ -22,6 +22,7 @@ typedef struct cv_job {
 } cv_job;
 #define CV_NEAR(j) ((j)->near)
 
+#ifndef CV_TILES_ONLY
 /* A 1x1 convolution reads its input where it is. */
 static int cv_direct(const cv_job *j) {
     const vqc_conv_params *p = j->p;
@@ -33,6 +34,7 @@ static const float *cv_weights(const cv_job *j, ptrdiff_t at, ptrdiff_t count, f
     (void)expanded;
     return j->w + at;
 }
+#endif
 
 #define CV_FAR_ROWS 256 /* so long a row is a wide picture's, which no near cache holds; the CPU follows shorter ones itself */
 

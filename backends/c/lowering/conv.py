@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from vqc.backends.c import rows as row_programs
+from vqc.backends.c import winograd
 from vqc.backends.c.expr import Expr
 from vqc.backends.c.ir import Array, Buffer, Call, Ref, Scratch, Struct, Value, align, dense_strides, numel
 from vqc.backends.c.lower import Lowering
@@ -232,12 +233,20 @@ def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> No
         _lower_rows(ctx, node, waiting, geo, fields, w, b, slopes, last)
         return
     x = ctx.dense(node.args[0])
-    w = _weight(ctx, node.args[1], geo)
+    constant = ctx.constant(weight)
+    if ctx.winograd and constant is not None and not exact and winograd.suits(geo):
+        geo = winograd.PairedRows.of(geo)
+        rows = align(ctx.rows(geo), 2)
+        fields["rows"] = rows
+        kernel, family = "vqc_conv_winograd_f32", "conv_winograd"
+        w = ctx.weight(winograd.pack(geo, constant.reshape(*constant.shape[:2], *geo.kernel)), str(weight))
+    else:
+        kernel = f"vqc_conv{'_transpose' if transposed else ''}{'_exact' if exact else ''}_f32"
+        family = "conv_exact_f32" if exact else "conv_f32"
+        w = _weight(ctx, weight, geo)
     b = ctx.dense(bias) if bias is not None else None
-    kernel = f"vqc_conv{'_transpose' if transposed else ''}{'_exact' if exact else ''}_f32"
     out = ctx.result(last)
-    ctx.call(kernel, "conv_exact_f32" if exact else "conv_f32", Struct("vqc_conv_params", fields), x, w, b, slopes,
-             out=[out], scratch=geo.scratch(rows))  # fmt: skip
+    ctx.call(kernel, family, Struct("vqc_conv_params", fields), x, w, b, slopes, out=[out], scratch=geo.scratch(rows))
     if last is not node:
         ctx.kernels[last.name] = kernel
 
