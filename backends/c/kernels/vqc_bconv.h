@@ -35,7 +35,8 @@
  *   BC_PAD               what BC_E is outside the picture
  *   bc_expand            words of one row -> BC_PLANES rows of BC_E
  *   bc_join              one tap's bits of a word into a word that taps share
- *   bc_sums(b, x, t)     t[j][i] = acc of channel j of the block at position i of a segment of up to 64 positions
+ *   bc_sums(b, x, n, t, pitch)   t[j * pitch + i] = acc of channel j of the block at position x + i, for n of up to 64, and
+ *                        for more of them until a vector is whole
  * Tests compile every file with -DVQC_GENERIC as well, which chooses the plain hook: results are equal bit for bit.
  *
  * A hook may bring more:

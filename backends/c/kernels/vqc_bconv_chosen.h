@@ -55,16 +55,13 @@ static void bc_choose(const bc_job *j, const bc_shape *s, const bc_band *b, ptrd
 
 /* The sums of a block of channels, in their vectors; what lies between is 0. */
 static void bc_chosen_sums(const bc_band *b, const bc_chosen *c, int32_t sums[BC_BLOCK][BC_CHUNK]) {
-    BC_ALIGNED int32_t t[BC_BLOCK][BC_SEGMENT], near[BC_BLOCK][BC_CHUNK + 16];
+    BC_ALIGNED int32_t near[BC_BLOCK][BC_CHUNK + 16];
     int32_t *to = c->compact ? near[0] : sums[0];
     const ptrdiff_t pitch = c->compact ? BC_CHUNK + 16 : BC_CHUNK;
     for (ptrdiff_t at = 0; at < c->kept; at += BC_SEGMENT) {
         const ptrdiff_t n = c->kept - at < BC_SEGMENT ? c->kept - at : BC_SEGMENT;
-        if (n == BC_SEGMENT) bc_sums(b, at, BC_SEGMENT, t); /* a constant: loops are unrolled */
-        else bc_sums(b, at, n, t);
-        for (ptrdiff_t e = 0; e < n; e += 16)
-            for (ptrdiff_t i = 0; i < BC_BLOCK; i++)
-                _mm512_store_si512(to + i * pitch + at + e, _mm512_load_si512(t[i] + e));
+        if (n == BC_SEGMENT) bc_sums(b, at, BC_SEGMENT, to + at, pitch); /* a constant: loops are unrolled */
+        else bc_sums(b, at, n, to + at, pitch);
     }
     for (ptrdiff_t k = 0; k < c->vectors && c->compact; k++) {
         const __mmask16 marks = c->marks[k];

@@ -169,7 +169,7 @@ static BC_INLINE void bc_row(const bc_job *j, const bc_band *b, ptrdiff_t image,
         const uint8_t *mask = j->mask + image * plane + at;
         for (ptrdiff_t i = 0; i < n; i++) keep[i] = -(int32_t)(mask[i] != 0);
     }
-    bc_sums(b, col, n, t);
+    bc_sums(b, col, n, t[0], BC_SEGMENT);
     if (j->threshold != NULL) {
         bc_decide(j, o, channels, n, t, word);
     } else {

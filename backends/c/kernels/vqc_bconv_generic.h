@@ -42,7 +42,7 @@ static inline void bc_eight(const uint32_t *const x[8], const uint32_t *w, ptrdi
     }
 }
 
-static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
+static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *t, ptrdiff_t pitch) {
     const ptrdiff_t lanes = bc_up(n, BC_LANES);
     for (ptrdiff_t j = 0; j < BC_BLOCK; j++) {
         const uint32_t *w = (const uint32_t *)b->w + j;
@@ -59,7 +59,7 @@ static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t
         }
         for (ptrdiff_t i = 0; i < lanes; i++) {
             const uint32_t all = count[i] + 4 * bc_popcount(fours[i]) + 2 * bc_popcount(twos[i]) + bc_popcount(ones[i]);
-            t[j][i] = b->base[j * b->base_step + b->column[col + i]] - 2 * (int32_t)all;
+            t[j * pitch + i] = b->base[j * b->base_step + b->column[col + i]] - 2 * (int32_t)all;
         }
     }
 }

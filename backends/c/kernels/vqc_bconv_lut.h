@@ -249,14 +249,14 @@ static inline int bc_counts(const bc_band *b, ptrdiff_t col, ptrdiff_t n, bc_vec
     return 2;
 }
 
-static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
+static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *t, ptrdiff_t pitch) {
     bc_vec wide[BC_BLOCK][2][2];
     for (ptrdiff_t at = 0; at < n; at += 2 * BC_BYTES) {
         const int vectors = bc_counts(b, col + at, n - at, wide);
         for (int j = 0; j < BC_BLOCK; j++)
             for (int i = 0; i < vectors; i++) {
                 const int32_t *inside = b->inside + col + at + i * BC_BYTES;
-                int32_t *to = t[j] + at + i * BC_BYTES;
+                int32_t *to = t + j * pitch + at + i * BC_BYTES;
                 for (int q = 0; q < BC_BYTES / 8; q++) { /* the halves' lanes alternate by eights */
                     const bc_half8 *count = (const bc_half8 *)(const void *)&wide[j][q & 1][i] + q / 2;
                     const bc_int8 in = *(const bc_int8 *)(const void *)(inside + 8 * q);

@@ -106,7 +106,7 @@ static void bc_masked_band(const bc_job *j, const bc_shape *s, const bc_band *ba
             b.base = j->base + o * b.base_step;
             for (ptrdiff_t at = 0; at < c.kept; at += BC_SEGMENT) {
                 const ptrdiff_t n = c.kept - at < BC_SEGMENT ? c.kept - at : BC_SEGMENT;
-                bc_sums(&b, at, n, t);
+                bc_sums(&b, at, n, t[0], BC_SEGMENT);
                 for (ptrdiff_t i = 0; i < channels; i++) {
                     const __m512 scale = _mm512_set1_ps(j->scale[o + i]);
                     const __m512 bias = _mm512_set1_ps(j->bias != NULL ? j->bias[o + i] : -0.0f);

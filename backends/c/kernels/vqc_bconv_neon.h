@@ -184,7 +184,7 @@ static inline int bc_other_columns(const int32_t *column, int32_t other[16]) {
 }
 
 /* The sums of 16 positions. */
-static BC_INLINE void bc_sums16(const bc_band *b, ptrdiff_t col, int32_t *t) {
+static BC_INLINE void bc_sums16(const bc_band *b, ptrdiff_t col, int32_t *t, ptrdiff_t pitch) {
     const int32_t *column = b->column + col, *added = bc_added(b->w, b->steps);
     int32_t other[16];
     const int others = bc_other_columns(column, other);
@@ -196,7 +196,7 @@ static BC_INLINE void bc_sums16(const bc_band *b, ptrdiff_t col, int32_t *t) {
         BC_UNROLL for (int c = 0; c < BC_BLOCK; c++) count[c].val[0] = count[c].val[1] = vdupq_n_u16(0);
         bc_tile(b->x + col, b->off + k, steps, (const uint8_t *)b->w + 16 * BC_BLOCK * k, count);
         BC_UNROLL for (int c = 0; c < BC_BLOCK; c++) {
-            int32_t *to = t + c * BC_SEGMENT;
+            int32_t *to = t + c * pitch;
             const int32x4_t base = vdupq_n_s32(b->base[c * b->base_step + column[0]] - added[c]);
             BC_UNROLL for (int i = 0; i < 4; i++) {
                 const uint16x8_t eight = count[c].val[i / 2];
@@ -208,10 +208,10 @@ static BC_INLINE void bc_sums16(const bc_band *b, ptrdiff_t col, int32_t *t) {
     }
     for (int c = 0; c < BC_BLOCK && others > 0; c++) {
         const int32_t *base = b->base + c * b->base_step;
-        for (int i = 0; i < others; i++) t[c * BC_SEGMENT + other[i]] += base[column[other[i]]] - base[column[0]];
+        for (int i = 0; i < others; i++) t[c * pitch + other[i]] += base[column[other[i]]] - base[column[0]];
     }
 }
 
-static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
-    for (ptrdiff_t i = 0; i < n; i += 16) bc_sums16(b, col + i, t[0] + i);
+static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *t, ptrdiff_t pitch) {
+    for (ptrdiff_t i = 0; i < n; i += 16) bc_sums16(b, col + i, t + i, pitch);
 }

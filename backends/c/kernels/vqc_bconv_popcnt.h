@@ -147,7 +147,7 @@ typedef struct bc_place {
 
 /* The sums, the bits and the float results they become, of P vectors from column `col` on. */
 #define BC_TILE(SUMS, BITS, FLOATS, P)                                                                                \
-    static inline void SUMS(const bc_band *b, ptrdiff_t col, int32_t *t) {                                            \
+    static inline void SUMS(const bc_band *b, ptrdiff_t col, int32_t *t, ptrdiff_t pitch) {                           \
         __m512i count[BC_BLOCK][P];                                                                                   \
         BC_UNROLL for (int j = 0; j < BC_BLOCK; j++)                                                                  \
             BC_UNROLL for (int i = 0; i < P; i++) count[j][i] = _mm512_setzero_si512();                               \
@@ -159,7 +159,7 @@ typedef struct bc_place {
                 const __m512i base = _mm512_loadu_si512(b->base + j * b->base_step);                                  \
                 const __m512i less = _mm512_sub_epi32(own, _mm512_set1_epi32(bc_added(b)[j]));                        \
                 const __m512i from = _mm512_add_epi32(_mm512_permutexvar_epi32(kind, base), less);                    \
-                _mm512_store_si512(t + j * BC_SEGMENT + 16 * i,                                                       \
+                _mm512_store_si512(t + j * pitch + 16 * i,                                                            \
                                    _mm512_sub_epi32(from, _mm512_slli_epi32(count[j][i], 2)));                        \
             }                                                                                                         \
         }                                                                                                             \
@@ -197,10 +197,10 @@ typedef struct bc_place {
 BC_TILE(bc_tile_1, bc_bits_1, bc_floats_1, 1)
 BC_TILE(bc_tile_2, bc_bits_2, bc_floats_2, 2)
 
-static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t t[BC_BLOCK][BC_SEGMENT]) {
+static inline void bc_sums(const bc_band *b, ptrdiff_t col, ptrdiff_t n, int32_t *t, ptrdiff_t pitch) {
     ptrdiff_t i = 0;
-    for (; i + 16 < n; i += 32) bc_tile_2(b, col + i, t[0] + i);
-    if (i < n) bc_tile_1(b, col + i, t[0] + i);
+    for (; i + 16 < n; i += 32) bc_tile_2(b, col + i, t + i, pitch);
+    if (i < n) bc_tile_1(b, col + i, t + i, pitch);
 }
 
 /* acc = base - 2 d is below a threshold where d is above half of base - threshold: where d plus `from`, minus that less one,

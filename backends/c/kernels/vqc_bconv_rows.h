@@ -28,15 +28,14 @@ static void bc_row_run(const bc_job *j, const bc_band *b, ptrdiff_t image, ptrdi
     const vqc_rows *rest = j->rest;
     const ptrdiff_t plane = (ptrdiff_t)p->oh * p->ow, at = row * p->ow + col;
     const uint8_t *mask = j->mask + image * plane + at;
-    BC_ALIGNED int32_t sums[BC_BLOCK][BC_RUN], t[BC_BLOCK][BC_SEGMENT], keep[BC_RUN];
+    BC_ALIGNED int32_t sums[BC_BLOCK][BC_RUN], keep[BC_RUN];
     for (ptrdiff_t i = 0; i < n && !all; i++) keep[i] = -(int32_t)(mask[i] != 0);
     for (ptrdiff_t i = 0; i < n; i += BC_SEGMENT) {
         const ptrdiff_t some = n - i < BC_SEGMENT ? n - i : BC_SEGMENT;
         for (ptrdiff_t c = 0; c < BC_BLOCK && o + c < p->o; c++)
             for (ptrdiff_t e = i; e < i + some; e += 16) BC_PREFETCH(j->y + (image * p->o + o + c) * plane + at + e);
-        if (some == BC_SEGMENT) bc_sums(b, col + i, BC_SEGMENT, t); /* a constant: loops are unrolled */
-        else bc_sums(b, col + i, some, t);
-        for (ptrdiff_t c = 0; c < BC_BLOCK; c++) memcpy(sums[c] + i, t[c], (size_t)some * sizeof *t[c]);
+        if (some == BC_SEGMENT) bc_sums(b, col + i, BC_SEGMENT, sums[0] + i, BC_RUN); /* a constant: loops are unrolled */
+        else bc_sums(b, col + i, some, sums[0] + i, BC_RUN);
     }
     for (ptrdiff_t c = 0; c < BC_BLOCK && o + c < p->o; c++) {
         const void *from[VQC_ROW_OPERANDS];
