@@ -10,6 +10,7 @@ from torch import fx
 
 from vqc.calibration import Clips, Observed, as_clips, phase_of, rollout
 from vqc.calibration.slots import slot_parts
+from vqc.calibration.thin import thin
 from vqc.errors import CalibrationError, PipelineError
 from vqc.frames import frame_layout
 from vqc.known_ranges import known_ranges
@@ -37,7 +38,8 @@ class Observe(Pass):
 
     Clips run in order, frame by frame, with the state carried from its reset value and reset again for each clip;
     nothing of a clip stays in the program but ranges and histograms. Processes of one `context.shard` observe a part
-    each and merge, which gives what one process would have seen, to the bit.
+    each and merge, which gives what one process would have seen, to the bit. One short clip, and
+    frames that hardly differ for the network, leave a note that begins with "thin calibration".
 
     Preconditions: (1) the context holds calibration clips; (2) the program computes in float.
     Valid before: any program. Valid after: the same graph; observed nodes carry `meta["observed"]`.
@@ -95,4 +97,7 @@ class Observe(Pass):
             node.meta["observed"] = merged[node.name]
             result.count("observer")
         result.notes.append(f"{clips.frames} frames of {len(clips.clips)} clips, state carried, reset before each clip")
+        told = thin(merged.values(), clips)
+        if told:
+            result.notes.append(told)
         return result

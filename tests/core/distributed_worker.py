@@ -69,10 +69,11 @@ CASES: dict[str, tuple[Program, tuple[int, ...], str]] = {
 
 
 def observed(case: str, shard: Shard) -> str:
-    """What a case's program observes, as text."""
+    """What a case's program observes, and what its history says of that, as text."""
     program, lengths, policy = CASES[case]
     seen = vqc.apply(program, f"observe{{policy={policy}}}", calibration=clips(*lengths), shard=shard)
-    return to_bytes({n.name: n.meta["observed"] for n in seen.nodes if "observed" in n.meta}).decode()
+    told = "\n".join(seen.history[-1].notes)
+    return to_bytes({n.name: n.meta["observed"] for n in seen.nodes if "observed" in n.meta}).decode() + told
 
 
 def learned(shard: Shard, samples: int) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_a_file_is_made_of_clips_at_several_speeds(place: Path, tmp_path: Path) 
     vqc("apply", out, "--recipe", "canonicalize", "-o", again)  # without clips: those of the file before
     assert files.about(again)["calibration"] == known
     observed = next(r for r in load_file(out).history if r.name.startswith("observe"))
-    assert observed.notes == ("3 frames of 1 clips, state carried, reset before each clip",)
+    assert observed.notes[0] == "3 frames of 1 clips, state carried, reset before each clip"
     short = vqc(*given, "--recipe", "int8", "--calibration-speeds", "1,8", "--calibration-frames", "6", code=1)
     assert "6 frames of a calibration clip are too few at 8 times its speed" in short
     assert "use --calibration-frames 9 or more, or lower --calibration-speeds" in short

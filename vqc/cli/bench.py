@@ -98,7 +98,7 @@ def measure(job: Job, report: Reporter, *, tune: bool = False, compare: bool = F
     job.check()
     net = job.network()
     steps: Sequence[Sequence[Tensor]] = net.steps(job.read(net, net.reach)) if job.clip else [net.example] * job.frames
-    program = job.program(net, report)
+    program = job.program(net, report, warn=False)  # no time hangs on a range
     options = dict(use_threads(job.threads, job.target)) | ({"tune": True} if tune else {})
     began = time.perf_counter()
     executable = vqc.compile(program, job.target, **options)

@@ -84,7 +84,7 @@ def compare(
         err().print(f"[bold red]bound:[/] {text}")
     answer.give(not exceeded, network=net.name, clip=clip, engines=figures.engines(played),
                 frames=figures.frames(shown, reference), distances=found, bounds=bounds, exceeded=exceeded,
-                compiled=figures.compiled(compiled))  # fmt: skip
+                warnings=report.warnings, compiled=figures.compiled(compiled))  # fmt: skip
     if exceeded:
         raise typer.Exit(Exit.BOUND)
 

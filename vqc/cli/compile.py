@@ -85,7 +85,8 @@ def compile(
     files = [] if output is None else write_library(made, output)
     answer.wrote(files)
     answer.give(network=made.net.name, recipe=job.recipe, recipe_s=made.recipe_s, compile_s=made.compile_s,
-                constant_bytes=constant_bytes(program), compiled=figures.compiled(compiled), files=files)  # fmt: skip
+                constant_bytes=constant_bytes(program), warnings=report.warnings,
+                compiled=figures.compiled(compiled), files=files)  # fmt: skip
 
 
 def _options(target: str, tune: bool, fallback: bool, output: Path | None) -> dict[str, Any]:

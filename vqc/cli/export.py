@@ -42,7 +42,8 @@ def export(
     readme = paths[0] / "README.txt"
     answer.wrote(paths)
     answer.line(f"{readme} says how to build and call it" if target in C_TARGETS else f"{readme} says how to use it")
-    answer.give(folder=paths[0], files=sorted(p.name for p in paths[0].iterdir() if p.is_file()), programs=paths[1:])
+    answer.give(folder=paths[0], files=sorted(p.name for p in paths[0].iterdir() if p.is_file()), programs=paths[1:],
+                warnings=report.warnings)  # fmt: skip
 
 
 def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, variant: str | None = None,

@@ -53,7 +53,7 @@ def apply(
     answer.line(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB")
     made = account(program)
     answer.line(kinds_line(made, path))
-    answer.give(file=path, bytes=path.stat().st_size, about=about(path),
+    answer.give(file=path, bytes=path.stat().st_size, about=about(path), warnings=report.warnings,
                 multiply_adds={kind: made.macs(kind) for kind in made.bytes_of})  # fmt: skip
 
 

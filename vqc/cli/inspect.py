@@ -32,7 +32,7 @@ def inspect(
     job.check()
     answer = Answer("inspect", json)
     with Reporter() as report:
-        program = job.program(job.network(), report)
+        program = job.program(job.network(), report, warn=False)  # the history tells
     for line in file_lines(model) if is_stored(model) else ():
         answer.line(line)
     _summary(program, answer)

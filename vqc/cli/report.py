@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vqc.calibration.thin import warnings
 from vqc.cli.exits import Misuse
 from vqc.cli.options import (
     Calibration,
@@ -83,15 +84,17 @@ def run_report(job: Job, output: Path | None, bound: float, *, json: bool, only_
         if only_bisect:
             versions = collect(program, job.recipe, calibration=clips, progress=progress, workdir=job.workdir)
             first = bisect(versions, steps, bound, progress)
+            progress.warn(warnings(versions.last.program))
         else:
             made = quantization_report(
                 program, job.recipe, steps, calibration=clips, picture=net.picture, bound=bound, target=compiled,
                 clip=Path(job.clip).stem, calibration_name=job.calibration_name, progress=progress, workdir=job.workdir,
             )  # fmt: skip
+            progress.warn(made.notes)
     if only_bisect:
         for line in text.first_lines(first, bound):
             answer.line(line)
-        answer.give(bound=bound, first=None if first is None else dataclasses.asdict(first))
+        answer.give(bound=bound, first=None if first is None else dataclasses.asdict(first), warnings=progress.warnings)
         return
     if json:
         typer.echo(made.to_json())

@@ -69,7 +69,7 @@ def run(
     for declined in compiled.fallbacks if compiled is not None else ():
         answer.line(f"fallback {declined.node}: {declined.reason}")
     failed = [o for o in outcomes if o.error is not None]
-    answer.give(not failed, clips=[_data(o) for o in outcomes], output=output,
+    answer.give(not failed, clips=[_data(o) for o in outcomes], output=output, warnings=report.warnings,
                 fallbacks=[{"node": d.node, "reason": d.reason} for d in (compiled.fallbacks if compiled else ())]
                 )  # fmt: skip
     if failed:

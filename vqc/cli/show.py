@@ -137,10 +137,11 @@ def _layers(rows: Rows, title: str) -> None:
 class Reporter:
     """A progress callback `(text, done, total)` on stderr: a bar a stage on a terminal, else plain lines now and then.
 
-    A total of 0 means that nobody knows it.
+    A total of 0 means that nobody knows it. `warnings`: all that was warned of, for the command's document.
     """
 
     def __init__(self) -> None:
+        self.warnings: list[str] = []
         self.console = err(quiet=not distributed.current().first)
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
@@ -162,6 +163,12 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line about what happens now."""
         self.console.print(escape(text))
+
+    def warn(self, texts: Sequence[str]) -> None:
+        """A line for everything that is no error and that the user should know."""
+        self.warnings += texts
+        for text in texts:
+            self.console.print(f"[bold yellow]warning:[/] {escape(text)}")
 
     def __call__(self, text: str, done: int, total: int) -> None:
         if self.bars is not None:

@@ -17,6 +17,7 @@ from vqc import distributed, video
 from vqc.api import pipeline_of
 from vqc.backends import Backend, backend_for
 from vqc.calibration import at_speeds
+from vqc.calibration.thin import warnings
 from vqc.cli.clips import clip_path, expand
 from vqc.cli.exits import misuse
 from vqc.cli.playing import enough, fewer
@@ -74,9 +75,10 @@ def announce(net: Network, report: Reporter, beside: bool = True) -> None:
 
 
 def shared_program(net: Network, recipe: str, clips: Clips | None, report: Reporter, workdir: Path | None = None,
-                   program: Program | None = None) -> Program:  # fmt: skip
+                   program: Program | None = None, *, warn: bool = True) -> Program:  # fmt: skip
     """The network captured (unless `program` is that already) and put through a recipe, by all processes of torchrun.
 
+    `warn`: `report` warns of thin calibration, a file's own included.
     Only the first of them goes on after that: in the others typer.Exit ends the command with 0.
     """
     shard = distributed.current()
@@ -85,6 +87,8 @@ def shared_program(net: Network, recipe: str, clips: Clips | None, report: Repor
                         workdir=workdir)  # fmt: skip
     if not shard.first:
         raise typer.Exit(0)
+    if warn:
+        report.warn(warnings(program))
     return program
 
 
@@ -168,9 +172,11 @@ class Job:
         clips = [_read(name, frames, net, 0, lambda count: fewer(count, least, option=option)) for name in names]
         return at_speeds(clips, speeds) if speeds else clips
 
-    def program(self, net: Network, report: Reporter, program: Program | None = None) -> Program:
+    def program(self, net: Network, report: Reporter, program: Program | None = None, *, warn: bool = True
+                ) -> Program:  # fmt: skip
         """The network (or its `program`, captured before) put through the recipe (`shared_program`)."""
-        return shared_program(net, self.recipe, self.calibration_clips(net), report, self.workdir, program)
+        clips = self.calibration_clips(net)
+        return shared_program(net, self.recipe, clips, report, self.workdir, program, warn=warn)
 
     def read(self, net: Network, ahead: int = 0) -> Tensor:
         """The clip to be run, `ahead` frames longer than --frames says (0: all): [T,3,H,W] in [0,1].

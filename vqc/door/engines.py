@@ -12,6 +12,7 @@ from torch import fx
 from vqc import compat
 from vqc.backends import backend_for
 from vqc.backends.inductor import engine as inductor
+from vqc.calibration.thin import warnings
 from vqc.door.binding import Run, picker
 from vqc.door.options import DoorOptions
 from vqc.door.part import Engine, Request
@@ -90,6 +91,9 @@ class ProgramEngine(Engine):
             calibration = self._clips(inputs)
             program = vqc.api.apply(program, self.options.recipe, calibration=calibration, seed=self.options.seed,
                                     debug=self.options.debug)  # fmt: skip
+            for text in warnings(program):
+                report.note(text)
+                logger.warning("graph %d: %s", report.number, text)
             return vqc.api.compile(program, self.options.target), inputs, states
 
     def _clips(self, inputs: list[int]) -> Any:

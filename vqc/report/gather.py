@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import vqc
+from vqc.calibration.thin import warnings
 from vqc.errors import InputError
 from vqc.pipeline import Pipeline
 from vqc.program import Program, op_text, tensor_text
@@ -67,7 +68,7 @@ def quantization_report(
         left_alone=tuple(LeftAlone(r.name, d.node, d.reason)
                          for r in versions.last.program.history[len(program.history) :] for d in r.declined),
         picture=shown, picture_range=run.pictures.range, pictures=tuple(run.pictures.frames),
-        worst=run.pictures.worst_frames(), first=first,
+        worst=run.pictures.worst_frames(), first=first, notes=tuple(warnings(versions.last.program)),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def page(report: QuantizationReport) -> str:
         ("ranges", "Ranges and saturation", _ranges(report)),
         ("bits", "Bits and kernels", _bits(report)),
         ("float", "What was kept in float, and why", _kept(report)),
-        ("how", "How it was measured", _how(report)),
+        ("how", "How it was measured", _how()),
     )
     links = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text, body in sections if body)
     told = [
@@ -43,6 +43,7 @@ def page(report: QuantizationReport) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(report.network)}: quantized beside float</h1>",
         f'<p class="soft all">{escape(" · ".join(t for t in told if t))}</p><nav>{links}</nav>',
+        *(_what(note) for note in report.notes),
         _cards(report),
         f'<div class="two">{_by_frame(report)}{_doers(report)}</div>',
         *(f'<h2 id="{name}">{escape(text)}</h2>{body}' for name, text, body in sections if body),
@@ -301,7 +302,7 @@ def _kept(report: QuantizationReport) -> str:
     return made
 
 
-def _how(report: QuantizationReport) -> str:
+def _how() -> str:
     told = [
         "SQNR is 10 log10(sum x² / sum (y - x)²), x of the float network and y of the quantized one, over one frame.",
         "Results and states are compared with the network as captured; layers with the float program as it was before "
@@ -311,4 +312,4 @@ def _how(report: QuantizationReport) -> str:
         "An 8-bit step is 1/255 of the picture's range. Flicker is mean |change since the last frame, less the float "
         "network's change|.",
     ]
-    return "<ul>" + "".join(f"<li>{escape(t)}</li>" for t in [*told, *report.notes]) + "</ul>"
+    return "<ul>" + "".join(f"<li>{escape(t)}</li>" for t in told) + "</ul>"
