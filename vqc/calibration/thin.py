@@ -1,17 +1,21 @@
 """Whether calibration clips say more of a network than one of their frames would.
 
 A look at observers alone, which hold enough for it and merge exactly, so several processes say what one would. Two
-signs were kept of those that were tried on RVM, RIFE, SRVGG and BiVM with clips of `vqc.video.CLIPS`, calibrated in
-8 bits on some and judged by the others:
+signs were kept of those that were tried on RVM (quantizers in its float graph), RIFE, SRVGG and BiVM with clips of `vqc.video.CLIPS`: 8 bits,
+calibrated on some and judged by five frames or more of each other clip, losses being those of PSNR to float against the
+best calibration tried for that clip.
 
-- The range of all frames against an average frame's: 1.00 to 1.09 as wide at the median tensor on a frozen frame, 1.02
-  to 1.16 on twelve frames of one clip, 1.18 and more on three clips of four. RVM lost up to 23 dB by a frozen frame.
-- One short clip: RVM lost up to 20 dB by twelve frames of one clip, 4 by as many of three. Of two clips that did
-  well with 32 frames, 12 lost 5 and 18 dB more.
+- The range of all frames against an average frame's: 1.00 to 1.08 as wide at the median tensor on a frozen frame, 1.03
+  to 1.16 on twelve frames of one clip (1.26 on titles), 1.18 and more on three clips of four. By frozen frames RVM lost
+  4 to 23 dB on the worst clip, RIFE 3 to 6, SRVGG 1 to 5; by three clips of four RVM 3 and 4, RIFE 1 to 2, SRVGG 1 to
+  2. BiVM's picture hardly hangs on calibration, and a note on it warns of little.
+- One short clip, which the first sign may miss: RVM lost 3 to 20 dB by twelve frames of one clip, and 32 frames of the
+  same brought 6 and 17 dB back for two clips of four, nothing for the others.
 
-How much ranges widen in the second half of the frames does not tell: on a frozen frame not at all, and most where three
-clips are joined, which ends near to float. That a clip has nobody in it, where the network looks for people, none of
-this sees. `tests/networks/test_thin_calibration.py` holds the first sign to three networks.
+How much ranges widen in the second half of the frames does not tell: not at all on a frozen frame, and by more than a
+tenth at up to all tensors where three clips are joined. Nor is it seen that nobody is in a clip (the titles) where the
+network looks for people: RVM lost 20 dB by 32 frames of it, without a note. `tests/networks/test_thin_calibration.py`
+holds the first sign to three networks.
 """
 
 from __future__ import annotations
