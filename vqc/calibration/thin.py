@@ -1,9 +1,9 @@
 """Whether calibration clips say more of a network than one of their frames would.
 
 A look at observers alone, which hold enough for it and merge exactly, so several processes say what one would. Two
-signs were kept of those that were tried on RVM (quantizers in its float graph), RIFE, SRVGG and BiVM with clips of `vqc.video.CLIPS`: 8 bits,
-calibrated on some and judged by five frames or more of each other clip, losses being those of PSNR to float against the
-best calibration tried for that clip.
+signs were kept of those that were tried on RVM (quantizers in its float graph), RIFE, SRVGG and BiVM with clips of
+`vqc.video.CLIPS`: 8 bits, calibrated on some and judged by five frames or more of each other clip, losses being those
+of PSNR to float against the best calibration tried for that clip.
 
 - The range of all frames against an average frame's: 1.00 to 1.08 as wide at the median tensor on a frozen frame, 1.03
   to 1.16 on twelve frames of one clip (1.26 on titles), 1.18 and more on three clips of four. By frozen frames RVM lost
@@ -12,7 +12,7 @@ best calibration tried for that clip.
 - One short clip, which the first sign may miss: RVM lost 3 to 20 dB by twelve frames of one clip, and 32 frames of the
   same brought 6 and 17 dB back for two clips of four, nothing for the others.
 
-How much ranges widen in the second half of the frames does not tell: not at all on a frozen frame, and by more than a
+How much ranges widen in the second half of the frames does not tell: hardly on a frozen frame, and by more than a
 tenth at up to all tensors where three clips are joined. Nor is it seen that nobody is in a clip (the titles) where the
 network looks for people: RVM lost 20 dB by 32 frames of it, without a note. `tests/networks/test_thin_calibration.py`
 holds the first sign to three networks.
