@@ -105,7 +105,7 @@ def _with_threads(case: Case, net: Network, clip: Tensor, programs: dict[str, Pr
         made.append((kind, program_engine(program, f"vqc C, {name}", "native", **options)))
         if kind == FLOAT:
             more = {**options, "winograd": True}
-            made.append((kind, program_engine(program, f"vqc C, {name}, winograd", "native", **more)))
+            made.append((kind, program_engine(program, f"vqc C, {name} winograd", "native", **more)))
     made += list(peers.engines(threads)) if peers is not None else []
     runners = [Runner(kind, e, Playback(e.name, e.weight_bytes)) for kind, e in made]
     race(runners, net, clip)

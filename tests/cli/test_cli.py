@@ -166,6 +166,7 @@ def test_export_writes_a_folder_that_tests_itself(place: Path, tmp_path: Path) -
         (2, ["inspect", "rife", "--size", "30x64"], ["multiples of 32", "--size 32x64"]),
         (2, ["compile", "{m}", "--target", "reference", "--tune"], ["target reference has no --tune"]),
         (2, ["bench", "{m}", "--target", "reference", "--compare-float"], ["reference has no --compare-float"]),
+        (2, ["export", "{m}", "--target", "onnx", "--winograd", "-o", "x"], ["target onnx has no --winograd"]),
         (2, ["compile", "{m}", "--target", "inductor", "-o", "x"], ["target inductor has no -o", "vqc apply"]),
         (1, ["compile", "{m}", "--target", "aarch64-linux"], ["is not compiled in this process", "vqc.export"]),
         (1, ["compile", "{p}/nets.py:tall", "--size", "16x24", "--no-fallback", "--target", "portable"],
@@ -195,6 +196,18 @@ def test_an_unwritable_folder_is_told_before_anything_runs(place: Path, tmp_path
 def test_debug_lets_the_error_through(place: Path) -> None:
     result = CliRunner().invoke(app, ["--debug", "run", f"{place}/nets.py:matting", "x.mp4", "--recipe", "int9000"])
     assert isinstance(result.exception, PipelineError)
+
+
+def test_winograd_is_an_option_of_what_makes_c(place: Path, tmp_path: Path) -> None:
+    """Of compile, export and bench: the kernel is there when it is asked for, and only then."""
+    layers = "nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)"
+    (place / "wide.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")
+    for command in (["compile"], ["bench", "--frames", "1"], ["export", "--target", "native", "-o", tmp_path / "out"]):
+        for option in ([], ["--winograd"]):
+            said = vqc(command[0], f"{place}/wide.py:net", "--size", "16x24", *command[1:], *option)
+            if command[0] == "export":
+                said = next((tmp_path / "out").glob("*_step.c")).read_text()
+            assert ("vqc_conv_winograd_f32" in said) == bool(option)
 
 
 def test_bench_shows_kernels_or_every_call(place: Path) -> None:

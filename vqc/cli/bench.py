@@ -28,6 +28,7 @@ from vqc.cli.options import (
     Size,
     Target,
     Threads,
+    Winograd,
     Workdir,
 )
 from vqc.cli.show import Answer, Reporter
@@ -56,6 +57,7 @@ def bench(
     calibration_frames: CalibrationFrames = 8, threads: Threads = 1, workdir: Workdir = None,
     layers: Annotated[bool, typer.Option("--layers", help="A row for every call, not every kernel.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Time the variants of each kernel first.")] = False,
+    winograd: Winograd = False,
     compare_float: Annotated[bool, typer.Option("--compare-float", help="Name integer layers that do not pay."
                                                 )] = False,
     config: Config = None, json: Json = False,
@@ -63,10 +65,10 @@ def bench(
     """Time a compiled network: ms a step, and what each layer's kernel takes of it."""
     job = Job(model, clip or "", recipe_for(model, recipe), target, calibration, size, frames, 0, calibration_frames,
               threads, workdir)  # fmt: skip
-    _check_options(target, tune=tune, compare_float=compare_float)
+    _check_options(target, tune=tune, compare_float=compare_float, winograd=winograd)
     answer = Answer("bench", json)
     with Reporter() as report:
-        timed = measure(job, report, tune=tune, compare=compare_float)
+        timed = measure(job, report, tune=tune, compare=compare_float, winograd=winograd)
     compiled, times = timed.executable.report, timed.times
     if compiled.layers:
         rows = [x.row() for x in compiled.layers] if layers else by_kernel(compiled.layers)
@@ -88,18 +90,20 @@ def _check_options(target: str, **given: bool) -> None:
                                  way_out="leave it out, or choose another target (`vqc targets`)"))  # fmt: skip
 
 
-def measure(job: Job, report: Reporter, *, tune: bool = False, compare: bool = False) -> Timed:
+def measure(job: Job, report: Reporter, *, tune: bool = False, compare: bool = False, winograd: bool = False
+            ) -> Timed:  # fmt: skip
     """Compile a job's network and time its steps; the report of a C executable then holds every layer measured.
 
     `tune`: the fastest variants of kernels are chosen. `compare`: every integer convolution is timed beside its float
-    kernel, and those that do not pay are in the report's notes. Steps are those of the job's clip, or the network's
-    example when the clip is "". Raises what `vqc.compile` raises.
+    kernel, and those that do not pay are in the report's notes. `winograd`: the C backend's option. Steps are those of
+    the job's clip, or the network's example when the clip is "". Raises what `vqc.compile` raises.
     """
     job.check()
     net = job.network()
     steps: Sequence[Sequence[Tensor]] = net.steps(job.read(net, net.reach)) if job.clip else [net.example] * job.frames
     program = job.program(net, report, warn=False)  # no time hangs on a range
-    options = dict(use_threads(job.threads, job.target)) | ({"tune": True} if tune else {})
+    chosen = {name: True for name, given in (("tune", tune), ("winograd", winograd)) if given}
+    options = dict(use_threads(job.threads, job.target)) | chosen
     began = time.perf_counter()
     executable = vqc.compile(program, job.target, **options)
     compiled = time.perf_counter() - began

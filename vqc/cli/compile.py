@@ -28,6 +28,7 @@ from vqc.cli.options import (
     Size,
     Target,
     Threads,
+    Winograd,
     Workdir,
 )
 from vqc.cli.show import Answer, Reporter
@@ -56,6 +57,7 @@ def compile(
                                        )] = False,
     fallback: Annotated[bool, typer.Option("--fallback/--no-fallback", help="C: run what it cannot take in PyTorch, or "
                                            "fail.")] = True,
+    winograd: Winograd = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FOLDER", show_default=False,
                                                 help="C: write the library, its header and the weights here.")] = None,
     config: Config = None, json: Json = False,
@@ -68,7 +70,7 @@ def compile(
     job = Job(model, "", recipe_for(model, recipe), target, calibration, size, calibration_frames=calibration_frames,
               threads=threads, workdir=workdir)  # fmt: skip
     job.check()
-    options = _options(target, tune, fallback, output)
+    options = _options(target, tune, fallback, output, winograd)
     if output is not None:
         check_folder(output)
     answer = Answer("compile", json)
@@ -89,15 +91,16 @@ def compile(
                 compiled=figures.compiled(compiled), files=files)  # fmt: skip
 
 
-def _options(target: str, tune: bool, fallback: bool, output: Path | None) -> dict[str, Any]:
+def _options(target: str, tune: bool, fallback: bool, output: Path | None, winograd: bool) -> dict[str, Any]:
     """Options for `vqc.compile`. Raises a Misuse for one that only C targets have."""
-    given = {"--tune": tune, "--no-fallback": not fallback, "-o": output is not None}
+    given = {"--tune": tune, "--no-fallback": not fallback, "-o": output is not None, "--winograd": winograd}
     wrong = [name for name, used in given.items() if used]
     if target not in C_TARGETS and wrong:
         raise Misuse(TargetError(f"target {target} has no {wrong[0]}", why="it is for C targets",
                                  way_out="leave it out; `vqc apply` keeps a program and `vqc export` writes one for "
                                  "elsewhere"))  # fmt: skip
-    return ({"tune": True} if tune else {}) | ({} if fallback else {"fallback": "none"})
+    chosen = {name: True for name, used in (("tune", tune), ("winograd", winograd)) if used}
+    return chosen | ({} if fallback else {"fallback": "none"})
 
 
 def compile_job(job: Job, report: Reporter, options: dict[str, Any]) -> Compiled:

@@ -13,7 +13,18 @@ from vqc.backends.c.cross import build_export
 from vqc.backends.c.targets import target_called
 from vqc.backends.folder import check_folder
 from vqc.cli.exits import Misuse, misuse
-from vqc.cli.options import Calibration, CalibrationFrames, Config, Json, MaybeRecipe, Model, Size, Target, Workdir
+from vqc.cli.options import (
+    Calibration,
+    CalibrationFrames,
+    Config,
+    Json,
+    MaybeRecipe,
+    Model,
+    Size,
+    Target,
+    Winograd,
+    Workdir,
+)
 from vqc.cli.show import Answer, Reporter
 from vqc.cli.work import Job, recipe_for
 from vqc.errors import TargetError
@@ -27,6 +38,7 @@ def export(
     build: Annotated[bool, typer.Option("--build", help="C: compile it too, with zig.")] = False,
     variant: Annotated[str | None, typer.Option(show_default=False, help="C: with --build, on Arm: the instruction set."
                                                 )] = None,
+    winograd: Winograd = False,
     sequence: Annotated[bool, typer.Option("--sequence", help="ONNX: a whole clip in one call (Scan), not one step."
                                            )] = False,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the results; a new or "
@@ -38,7 +50,7 @@ def export(
               threads=threads, workdir=workdir)  # fmt: skip
     answer = Answer("export", json)
     with Reporter() as report:
-        paths = write(job, output, report, build=build, variant=variant, sequence=sequence)
+        paths = write(job, output, report, build=build, variant=variant, sequence=sequence, winograd=winograd)
     readme = paths[0] / "README.txt"
     answer.wrote(paths)
     answer.line(f"{readme} says how to build and call it" if target in C_TARGETS else f"{readme} says how to use it")
@@ -47,21 +59,21 @@ def export(
 
 
 def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, variant: str | None = None,
-          sequence: bool = False) -> list[Path]:  # fmt: skip
+          sequence: bool = False, winograd: bool = False) -> list[Path]:  # fmt: skip
     """Export a job's network, and compile it with zig if asked to; returns the folder and the programs made.
 
     Raises a Misuse for options that the target does not have, before anything slow begins, ArtifactError then for a
     folder that is no export, and what vqc.export does.
     """
     job.check("export")
-    _check_options(job.target, build, variant, sequence, job.threads)
+    _check_options(job.target, build, variant, sequence, job.threads, winograd)
     check_folder(folder)
     use_threads(job.threads, job.target)
     net = job.network()
     program = job.program(net, report)
     options: dict[str, Any] = {"licence": net.licence}
     if job.target in C_TARGETS:
-        options["threads"] = job.threads
+        options |= {"threads": job.threads, "winograd": winograd}
     if sequence:
         options["sequence"] = True
     report.say(f"export {net.name}: target {job.target}")
@@ -70,11 +82,13 @@ def write(job: Job, folder: Path, report: Reporter, *, build: bool = False, vari
     return [made, *programs.values()]
 
 
-def _check_options(target: str, build: bool, variant: str | None, sequence: bool, threads: int) -> None:
+def _check_options(target: str, build: bool, variant: str | None, sequence: bool, threads: int,
+                   winograd: bool) -> None:  # fmt: skip
     if build and target in C_TARGETS:
         with misuse(TargetError):
             target_called(target).variant(variant)
-    wrong = [name for name, given in (("--build", build), ("--variant", variant)) if given and target not in C_TARGETS]
+    only_c = (("--build", build), ("--variant", variant), ("--winograd", winograd))
+    wrong = [name for name, given in only_c if given and target not in C_TARGETS]
     if sequence and target.split(":")[0] != "onnx":
         wrong.append("--sequence")
     if wrong:

@@ -13,7 +13,7 @@ from vqc.cli.config import configure
 from vqc.cli.lists import Json, targets
 
 __all__ = ["Calibration", "CalibrationFrames", "Clip", "Clips", "Config", "Frames", "Json", "MaybeRecipe", "Model",
-           "Recipe", "Size", "Start", "Target", "TargetOrNone", "Threads", "Workdir"]  # fmt: skip
+           "Recipe", "Size", "Start", "Target", "TargetOrNone", "Threads", "Winograd", "Workdir"]  # fmt: skip
 
 
 def _listed(context: typer.Context, value: str) -> str:
@@ -62,3 +62,5 @@ Workdir = Annotated[Path | None, typer.Option(metavar="FOLDER", show_default=Fal
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.toml", show_default=False, callback=configure,
                                              is_eager=True, help="Take arguments and options from this file; those "
                                              "given here win.")]  # fmt: skip
+Winograd = Annotated[bool, typer.Option("--winograd", help="C: float convolutions of three rows with a third fewer "
+                                        "products, and a third more bytes of weights.")]  # fmt: skip
