@@ -292,6 +292,8 @@ def _movable(program: Program, n: fx.Node) -> bool:
     if not isinstance(value, torch.Tensor) or value.dim() != 5 or 0 in value.shape or is_random(n.target):
         return False
     values = _values(n)
+    if n.kwargs.get("memory_format") is not None:  # of five axes
+        return False
     if not values or (op not in CHANNELS and op not in CATS and not is_elementwise(n.target)):
         return False
     others = [a for a in n.all_input_nodes if a not in values]

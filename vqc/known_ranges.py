@@ -41,16 +41,38 @@ _PASS_THROUGH = {
 _PASS_THROUGH_WITH_ZERO = {aten.avg_pool2d.default, aten.grid_sampler_2d.default, aten.grid_sampler.default}
 
 
+# The result's values are those of the first argument, all of them: what is known of one is known of the other.
+_SAME_VALUES = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.expand.default,
+    aten.flip.default, aten.roll.default, aten.repeat.default, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default, aten.clone.default, aten.contiguous.default,
+}  # fmt: skip
+
+
+def _of_next_states(program: Program) -> dict[fx.Node, Range]:
+    """What states are declared to hold, at their next values and at what those only show in another shape."""
+    found: dict[fx.Node, Range] = {}
+    for s in program.states:
+        n = program.result_nodes[s.output]
+        while s.known_range is not None:
+            found.setdefault(n, s.known_range)
+            if n.target not in _SAME_VALUES or not isinstance(n.args[0], fx.Node):
+                break
+            n = n.args[0]
+    return found
+
+
 def known_ranges(program: Program) -> dict[fx.Node, Range]:
     """The nodes whose range is known without looking at data, each with (low, high)."""
     known: dict[fx.Node, Range] = {}
     declared = {i.name: i.known_range for i in program.inputs} | {s.input: s.known_range for s in program.states}
-    next_state = {program.result_nodes[s.output]: s.known_range for s in program.states}
+    next_state = _of_next_states(program)
     for n in program.graph.nodes:
         result: Range | None = None
         if n.op == "placeholder":
             result = declared.get(n.name)
-        elif next_state.get(n) is not None:
+        elif n in next_state:
             result = next_state[n]
         elif n.op == "call_function":
             result = _rule(n, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import fx
 
 from vqc import testing
+from vqc.known_ranges import known_ranges
 from vqc.passes.canonicalize import Canonicalize
 from vqc.passes.conv3d_to_conv2d import Conv3dToConv2d
 from vqc.passes.fold_bn import FoldBN
@@ -270,7 +272,9 @@ def test_a_value_that_others_read_moves_when_a_layer_asks_for_it():
     assert permutes(after) == 5  # x, other; y, early and the sum back
 
 
-@pytest.mark.parametrize("why", ["positions", "frames", "another axis", "batch statistics", "kept along time"])
+@pytest.mark.parametrize(
+    "why", ["positions", "frames", "another axis", "batch statistics", "memory of five axes", "kept along time"]
+)
 def test_what_must_not_move(why: str):
     """One frame: no memory is moved by moving, so only what the call means holds it back."""
     h = Hand()
@@ -283,10 +287,23 @@ def test_what_must_not_move(why: str):
         z = h(aten.cat, [y, y], 2)
     elif why == "batch statistics":
         z = h(aten.batch_norm, y, None, None, None, None, True, 0.1, 1e-5, False)
+    elif why == "memory of five axes":
+        z = h(aten.clone, y, memory_format=torch.channels_last_3d)
     else:
         z = h(aten.add.Tensor, y, h.input("many", 2, 4, 3, 6, 5))
     after = planar(h.done(z))
     assert after.history[-1].rewrites == {"each-frame": 1}
+
+
+def test_a_states_declared_range_is_known_where_its_pictures_are():
+    h = Hand()
+    x, s = h.input("x", 1, 4, 3, 6, 5), h.state("s", torch.zeros(1, 4, 3, 6, 5))
+    total = h(aten.add.Tensor, conv(h, x, 4, (1, 3, 3), padding=(0, 1, 1)), s)
+    program = h.done(conv(h, total, 4, (1, 3, 3), padding=(0, 1, 1), name="second"), states=[total])
+    program.states = tuple(replace(t, known_range=(0.0, 1.0)) for t in program.states)
+    after = planar(program)
+    known = known_ranges(after)
+    assert known[[n for n in after.calls if "conv" in n.name][1].args[0]] == (0.0, 1.0)
 
 
 def test_a_value_that_is_broadcast_along_the_picture_does_not_move():

@@ -193,6 +193,22 @@ def test_known_ranges():
     assert found == {"h": (-1, 1), "sigmoid": (0, 1), "tanh": (-1, 1), "cat": (-1, 1), "mul": (0, 1), "add": (-1, 1)}
 
 
+def test_a_declared_range_holds_for_what_a_next_state_shows_in_another_shape():
+    h = Hand()
+    x = h.input("x", 1, 4, 4, 4)
+    h.state("whole", torch.zeros(1, 2, 4, 4))
+    h.state("part", torch.zeros(1, 2, 4, 4))
+    total = h(aten.add.Tensor, x, x)
+    more = h(aten.mul.Tensor, total, 3.0)
+    turned = h(aten.permute, h(aten.slice.Tensor, total, 1, 0, 2), [0, 1, 3, 2])
+    program = h.done(more, states=[turned, h(aten.slice.Tensor, more, 1, 0, 2)])
+    program.states = tuple(replace(t, known_range=(0.0, 1.0)) for t in program.states)
+    found = {n.name: r for n, r in known_ranges(program).items()}
+    first, second = (n.name for n in program.calls if "slice" in n.name)
+    assert found[first] == found[second] == found["permute"] == (0, 1)  # what the first is cut from may hold more
+    assert "add" not in found and "mul" not in found
+
+
 def clip_of(shape, n=4):
     g = torch.Generator().manual_seed(1)
     return [torch.randn(shape, generator=g) for _ in range(n)]

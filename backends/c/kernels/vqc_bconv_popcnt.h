@@ -210,7 +210,9 @@ static inline void bc_limit(const bc_band *b, bc_limits *limits) {
     const __m512i ones = _mm512_set1_epi32(-1);
     for (int j = 0; j < BC_BLOCK; j++) {
         const __m512i base = _mm512_loadu_si512(b->base + j * b->base_step);
-        const __m512i twice = _mm512_sub_epi32(base, _mm512_set1_epi32(limits->threshold[j]));
+        const int32_t given = limits->threshold[j];
+        const int32_t threshold = given == INT16_MIN ? -(1 << 17) : given; /* below what channels that are not there sum up to */
+        const __m512i twice = _mm512_sub_epi32(base, _mm512_set1_epi32(threshold));
         const __m512i from = _mm512_xor_si512(_mm512_srai_epi32(twice, 1), ones);
         const __m512i added = _mm512_set1_epi32(bc_added(b)[j]);
         _mm512_store_si512(limits->start[j], _mm512_add_epi32(_mm512_slli_epi32(from, 1), added));

@@ -148,6 +148,21 @@ def test_thresholds_beyond_all_sums(target):
     check(chain(build, x), exact=True, target=target)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_bits_of_channels_that_do_not_exist_stay_zero(target):
+    """Sums of 18432 signs that all differ: the rest of the block of 8 has no weights, and must not turn into ones."""
+    geometry = ([1, 1], [1, 1], [1, 1])
+
+    def build(b, x):
+        q = b.call(vops.binarize.default, x, torch.zeros(1))
+        q = b.call(vops.bconv2d_threshold.default, q, torch.ones(4, 2048, 3, 3, dtype=torch.int8),
+                   torch.zeros(4, dtype=torch.int32), torch.zeros(4, dtype=torch.bool), *geometry)  # fmt: skip
+        return b.call(vops.bconv2d.default, q, torch.ones(8, 4, 1, 1, dtype=torch.int8), torch.ones(8), None, [1, 1],
+                      [0, 0], [1, 1])  # fmt: skip
+
+    check(chain(build, -torch.ones(1, 2048, 4, 20)), exact=True, target=target)
+
+
 def test_what_is_not_taken_along_is_told():
     """The sum of three, an alpha, a residual of another size, and one that is computed later."""
     w, one = signs(8, 8, 1, 1), torch.ones(8)
