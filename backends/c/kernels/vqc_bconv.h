@@ -21,8 +21,8 @@
  * F is the carry of x1 ^ x2, ~(w1 ^ w2) and x1 ^ w1, and x2 ^ w2 turned round is their parity. The first number belongs to the
  * channel, the second to the position, so that a word counts for two: two operations make it, where two exclusive ors were
  * before, and half the counting is saved. It is Winograd's inner product (A New Algorithm for Inner Product, IEEE Trans.
- * Computers, 1968), which halves multiplications, for numbers of one bit. A step without a partner is x & ~w, whose ones
- * are half of what it has in common with that.
+ * Computers, 1968), which halves multiplications, for numbers of one bit. A step without a partner
+ * differs as often as ones of w - ones of x + 2 * ones of x & ~w.
  *
  * Padding. A kernel that counts padded taps as zero bits counts their weights' ones. `base` repairs that: output rows
  * and columns fall into classes by which taps lie outside, and acc = base[o][row class][column class] - 2 * (count over
