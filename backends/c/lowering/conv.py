@@ -217,7 +217,11 @@ def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> No
     bias = argument(node, "bias")
     weight: Any = node.args[1]
     geo = geometry(node, weight.meta["val"], transposed=transposed)
-    rows = ctx.rows(geo)
+    constant = ctx.constant(weight)
+    paired = ctx.winograd and not exact and constant is not None and winograd.suits(geo)
+    if paired:
+        geo = winograd.PairedRows.of(geo)
+    rows = align(ctx.rows(geo), 2) if paired else ctx.rows(geo)
     fields = geo.fields(rows)
     slopes: Value | None = None
     last = node
@@ -233,11 +237,7 @@ def _lower(ctx: Lowering, node: fx.Node, *, transposed: bool, exact: bool) -> No
         _lower_rows(ctx, node, waiting, geo, fields, w, b, slopes, last)
         return
     x = ctx.dense(node.args[0])
-    constant = ctx.constant(weight)
-    if ctx.winograd and constant is not None and not exact and winograd.suits(geo):
-        geo = winograd.PairedRows.of(geo)
-        rows = align(ctx.rows(geo), 2)
-        fields["rows"] = rows
+    if paired:
         kernel, family = "vqc_conv_winograd_f32", "conv_winograd"
         w = ctx.weight(winograd.pack(geo, constant.reshape(*constant.shape[:2], *geo.kernel)), str(weight))
     else:
